@@ -1,0 +1,22 @@
+"""The project's own code behind the interface of the reference vectors: one function per kind.
+
+Arguments and results are float64 numpy arrays (labels: integers); the README beside the vectors
+describes them.
+"""
+
+import torch
+
+from d2_pixcontrast.contrast import pixel_contrast_loss
+
+
+def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
+    """anchors (A, V, D) unit vectors, labels (A,); the contrast set is the batch, self left out."""
+    rows = torch.from_numpy(anchors).double().requires_grad_()
+    result = pixel_contrast_loss(
+        rows.flatten(0, 1),
+        torch.from_numpy(labels).long().repeat_interleave(rows.shape[1]),
+        temperature=float(temperature),
+        base_temperature=float(base_temperature),
+    )
+    result.loss.backward()
+    return {"loss": result.loss.detach().numpy(), "grad_anchors": rows.grad.numpy()}
