@@ -1,0 +1,114 @@
+"""Reading images and labels: ids exactly as stored, and errors that name the file."""
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+from .decode import decode_rgb
+
+__all__ = ["DataError", "check_label", "check_same_size", "read_image", "read_label"]
+
+# PIL modes in which one stored number per pixel is left as it is.
+_ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+# PIL stretches grey PNGs of 2 and 4 bits to 0..255; these factors undo it.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+
+
+class DataError(ValueError):
+    """Input data that cannot be used. The message names the file and what is wrong with it."""
+
+
+def read_label(path: str) -> np.ndarray:
+    """Read a label file.
+
+    Palette files give the indices, not the colours; 1 to 8-bit, 16-bit and 32-bit grey files give
+    the numbers stored.
+
+    Args:
+        path: an image file, local or known to detectron2's path manager.
+
+    Returns:
+        int32 array (H, W).
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or has several channels.
+    """
+    with _naming("label", path), PathManager.open(path, "rb") as file:
+        image = Image.open(file)
+        stretched = _STRETCHED.get(_raw_mode(image), 1)
+        label = np.asarray(image)
+    if image.mode not in _ID_MODES:
+        raise DataError(
+            f"label {path} has mode {image.mode}, but a label stores one class id per pixel "
+            "(palette or grey); convert its colours to ids first"
+        )
+    return label.astype(np.int32) // stretched if stretched > 1 else label.astype(np.int32)
+
+
+def read_image(path: str, format: str) -> np.ndarray:
+    """Read an image as :func:`detectron2.data.detection_utils.read_image` does (EXIF included).
+
+    Args:
+        path: an image file, local or known to detectron2's path manager.
+        format: order of the channels, "RGB" or "BGR".
+
+    Returns:
+        uint8 array (H, W, 3).
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    with _naming("image", path):
+        with PathManager.open(path, "rb") as file:
+            image = decode_rgb(file.read())
+        if image is None:
+            return detection_utils.read_image(path, format)
+        return image[:, :, ::-1] if format == "BGR" else image
+
+
+def check_label(label: np.ndarray, num_classes: int, ignore_value: int, path: str) -> None:
+    """Raise :class:`DataError` unless all of ``label`` (H, W) is in 0..num_classes-1 or ignored."""
+    wrong = label[((label < 0) | (label >= num_classes)) & (label != ignore_value)]
+    if not wrong.size:
+        return
+    values = np.unique(wrong)
+    found = ", ".join(str(value) for value in values[:10]) + (", ..." if len(values) > 10 else "")
+    raise DataError(
+        f"label {path} has value {found} in {wrong.size} pixels; legal are "
+        f"0..{num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}) "
+        f"and {ignore_value} (IGNORE_VALUE)"
+    )
+
+
+def check_same_size(image: np.ndarray, label: np.ndarray, image_path: str, label_path: str) -> None:
+    """Raise :class:`DataError` unless image (H, W, 3) and label (H, W) have the same size."""
+    if image.shape[:2] != label.shape:
+        raise DataError(
+            f"image {image_path} is {image.shape[1]}x{image.shape[0]} (width x height), "
+            f"but its label {label_path} is {label.shape[1]}x{label.shape[0]}"
+        )
+
+
+class _naming:
+    """Turn whatever decoding raises into one error that names the file."""
+
+    def __init__(self, kind: str, path: str):
+        self.kind, self.path = kind, path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, _, error, __):
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{self.kind} {self.path} does not exist") from error
+        # PIL reports broken files in several ways, a bare SyntaxError among them.
+        if isinstance(error, Exception) and not isinstance(error, DataError):
+            raise DataError(f"{self.kind} {self.path} cannot be read: {error}") from error
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    if not image.tile:
+        return None
+    arguments = image.tile[0][3]
+    return arguments if isinstance(arguments, str) else None

