@@ -1,0 +1,174 @@
+"""Detectron2 evaluator of semantic segmentation."""
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from .confusion import ConfusionCounter, scores
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "sem_seg_evaluation.json"
+SUMMARY_KEYS = ("mIoU", "fwIoU", "mACC", "pACC")
+
+
+class SemSegEvaluator(DatasetEvaluator):
+    """mIoU, fwIoU, mACC, pACC and each class's IoU and accuracy over a data set.
+
+    IoU of a class is TP / (TP + FP + FN), counted over all pixels of the data set whose label is
+    not the ignore value. mIoU is the mean over the classes that occur in the ground truth or in
+    the predictions, as in Cityscapes' own script; a class that occurs in neither has the IoU NaN
+    (null in the JSON file) and is left out. mACC is the mean over the classes in the ground truth.
+    (:func:`~d2_pixcontrast.evaluation.scores` has all definitions. Detectron2's own evaluator is
+    not used because 0.5 and main disagree on what a class absent from the ground truth does.)
+
+    Pixels are counted on the model's device; nothing waits for it before :meth:`evaluate`.
+    """
+
+    def __init__(
+        self, dataset_name: str, output_dir: str | None = None, *, distributed: bool = True
+    ):
+        """
+        Args:
+            dataset_name: a registered data set whose metadata has ``stuff_classes`` and
+                ``ignore_label``.
+            output_dir: where ``sem_seg_evaluation.json`` is written; None = nowhere.
+            distributed: add up the counts of all processes; otherwise each scores its own images.
+
+        Raises:
+            ValueError: the metadata lacks one of the two.
+        """
+        metadata = MetadataCatalog.get(dataset_name)
+        missing = [key for key in ("stuff_classes", "ignore_label") if not hasattr(metadata, key)]
+        if missing:
+            raise ValueError(f"data set {dataset_name!r} has no {' and '.join(missing)} (metadata)")
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._distributed = distributed
+        self._class_names = list(metadata.stuff_classes)
+        self._ignore_value = int(metadata.ignore_label)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._counter = None  # made on the device of the first prediction
+        self._num_images = 0
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Count the pixels of some images.
+
+        Args:
+            inputs: dicts of the data loader with "label", the (H, W) integer ground truth, or else
+                "sem_seg_file_name", which is read.
+            outputs: dicts of the model with "sem_seg", (C, H, W) scores.
+
+        Raises:
+            ValueError: the scores have another size than the label, or another number of
+                classes than the data set; the message names the file.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            logits = output["sem_seg"].detach()
+            label = self._label(image)
+            self._check(image, label, logits)
+            if self._counter is None:
+                self._counter = self._new_counter(logits.device)
+            label = label.to(logits.device, non_blocking=True)
+            self._counter.update(label, logits.argmax(dim=0))
+            self._num_images += 1
+
+    def evaluate(self) -> OrderedDict | None:
+        """Add up all processes and score.
+
+        Returns:
+            On the main process {"sem_seg": {name: percent}}, plain floats; elsewhere None.
+
+        Raises:
+            ValueError: a label was neither a class nor the ignore value (on all processes).
+        """
+        counter = self._counter or self._new_counter("cpu")
+        counter.counts = counter.counts.cpu()
+        num_images = self._num_images
+        if self._distributed:  # over gloo whatever the backend is: CPU tensors will do
+            parts = comm.all_gather((counter.counts, num_images))
+            counter.counts = torch.stack([counts for counts, _ in parts]).sum(dim=0)
+            num_images = sum(number for _, number in parts)
+        confusion = counter.matrix()
+        if self._distributed and not comm.is_main_process():
+            return None
+
+        if num_images == 0:
+            logger.warning("%s: no image was evaluated, all scores are NaN", self._dataset_name)
+        results = scores(confusion, self._class_names)
+        if self._output_dir:
+            self._write(results, confusion, num_images)
+        logger.info(
+            "%s, %d images, percent:\n%s", self._dataset_name, num_images, self._table(results)
+        )
+        return OrderedDict(sem_seg=results)
+
+    def _new_counter(self, device: torch.device | str) -> ConfusionCounter:
+        return ConfusionCounter(len(self._class_names), self._ignore_value, device)
+
+    def _label(self, image: dict) -> torch.Tensor:
+        """The (H, W) label; checked by the data loader's worker, or else read and checked here."""
+        if "label" in image:
+            return torch.as_tensor(image["label"])
+        from ..data.labels import read_label
+
+        path = image["sem_seg_file_name"]
+        label = read_label(path)
+        wrong = (label < 0) | (label >= len(self._class_names))
+        wrong &= label != self._ignore_value
+        if wrong.any():
+            raise ValueError(
+                f"{path}: label {int(np.unique(label[wrong])[0])} is neither one of the "
+                f"{len(self._class_names)} classes nor the ignore value {self._ignore_value}"
+            )
+        return torch.as_tensor(label)
+
+    def _check(self, image: dict, label: torch.Tensor, logits: torch.Tensor) -> None:
+        path = image.get("sem_seg_file_name") or image.get("file_name", "an image")
+        if logits.shape[0] != len(self._class_names):
+            raise ValueError(
+                f"{path}: the model predicts {logits.shape[0]} classes, "
+                f"{self._dataset_name} has {len(self._class_names)}"
+            )
+        if label.shape != logits.shape[-2:]:
+            (height, width), (rows, columns) = label.shape, logits.shape[-2:]
+            raise ValueError(
+                f"{path}: the label is {height} x {width} (height x width), "
+                f"the prediction {rows} x {columns}"
+            )
+
+    def _write(self, results: dict[str, float], confusion: torch.Tensor, num_images: int) -> None:
+        content = {
+            "dataset": self._dataset_name,
+            "num_images": num_images,
+            "sem_seg": {key: None if math.isnan(x) else x for key, x in results.items()},
+            "class_names": self._class_names,
+            # Rows are the ground truth, columns the predictions; pixels.
+            "confusion_matrix": confusion.tolist(),
+        }
+        PathManager.mkdirs(self._output_dir)
+        with PathManager.open(os.path.join(self._output_dir, RESULTS_FILE), "w") as file:
+            json.dump(content, file, indent=1, allow_nan=False)
+
+    def _table(self, results: dict[str, float]) -> str:
+        rows = [
+            [name, results[f"IoU-{name}"], results[f"ACC-{name}"]] for name in self._class_names
+        ]
+        classes = tabulate(rows, headers=["class", "IoU", "ACC"], floatfmt=".2f", tablefmt="pipe")
+        summary = [[results[key] for key in SUMMARY_KEYS]]
+        return f"{classes}\n\n" + tabulate(
+            summary, headers=SUMMARY_KEYS, floatfmt=".2f", tablefmt="pipe"
+        )
