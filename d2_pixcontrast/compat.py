@@ -1,0 +1,111 @@
+"""The one place that knows that detectron2 has versions (0.5 and main are supported).
+
+Everything else in the package imports detectron2 after this module, so that a missing detectron2
+gives one clear message.
+"""
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+try:
+    import detectron2
+except ImportError as error:
+    raise ImportError(
+        "d2_pixcontrast needs detectron2, which cannot be imported "
+        f"({error}). In a clone of d2_pixcontrast, `make env` or `python "
+        "tools/install_detectron2.py` installs it; elsewhere follow detectron2's INSTALL.md "
+        "(https://detectron2.readthedocs.io/tutorials/install.html)."
+    ) from error
+
+from detectron2 import engine
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
+
+__all__ = [
+    "DETECTRON2_VERSION",
+    "CfgNode",
+    "add_deeplab_config",
+    "create_ddp_model",
+    "current_event_storage",
+    "launch",
+]
+
+DETECTRON2_VERSION = detectron2.__version__
+
+
+def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args=(), device="cuda"):
+    """:func:`detectron2.engine.launch`, on the CPU too.
+
+    With ``device`` "cuda" this is detectron2's own. Otherwise ``num_gpus`` processes talk over
+    gloo: 0.5 refuses to start without CUDA, and main would choose NCCL where a GPU is visible.
+
+    Raises:
+        ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port.
+    """
+    if num_machines > 1 and dist_url == "auto":
+        raise ValueError("--dist-url auto works on one machine; give tcp://HOST:PORT of machine 0")
+    world_size = num_gpus * num_machines
+    if torch.device(device).type == "cuda" or world_size == 1:
+        return engine.launch(main, num_gpus, num_machines, machine_rank, dist_url, args)
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    torch.multiprocessing.spawn(
+        _gloo_worker,
+        nprocs=num_gpus,
+        args=(main, world_size, num_gpus, machine_rank, dist_url, args),
+    )
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _gloo_worker(local_rank, main, world_size, per_machine, machine_rank, dist_url, args):
+    rank = machine_rank * per_machine + local_rank
+    dist.init_process_group("gloo", init_method=dist_url, world_size=world_size, rank=rank)
+    try:
+        _create_local_process_group(per_machine)
+        comm.synchronize()
+        main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _create_local_process_group(per_machine: int) -> None:
+    """Tell ``comm`` which ranks share this machine (0.5 has no function for it)."""
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(per_machine)
+        return
+    for start in range(0, dist.get_world_size(), per_machine):
+        ranks = list(range(start, start + per_machine))
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def create_ddp_model(model: torch.nn.Module) -> torch.nn.Module:
+    """DistributedDataParallel as detectron2 sets it up, for modules on the CPU too.
+
+    Buffers are not broadcast (memory banks are equal on all ranks by construction) and unused
+    parameters are not searched for (every term keeps an edge to its parameters).
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    device_ids = [comm.get_local_rank()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+
+def current_event_storage() -> EventStorage | None:
+    """The storage of the training loop that runs now, or None outside one (0.5 cannot be asked)."""
+    try:
+        return get_event_storage()
+    except AssertionError:
+        return None

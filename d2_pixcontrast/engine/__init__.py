@@ -1,0 +1,19 @@
+"""Training and evaluation loops: detectron2's, with the parts that its versions leave out."""
+
+from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
+from .checkpoint import SemSegCheckpointer
+from .hooks import BestCheckpointHook, TrainingProgressHook
+from .setup import default_argument_parser, evaluate, load_cfg, prepare, setup_cfg
+from .trainer import Trainer
+
+__all__ = [
+    "BestCheckpointHook",
+    "SemSegCheckpointer",
+    "Trainer",
+    "TrainingProgressHook",
+    "default_argument_parser",
+    "evaluate",
+    "load_cfg",
+    "prepare",
+    "setup_cfg",
+]

@@ -1,0 +1,145 @@
+"""Checkpoints: what is written, and what fits."""
+
+import os
+from pathlib import Path
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import _IncompatibleKeys
+
+from .weights import (
+    TIMM_PREFIX,
+    load_timm_file,
+    load_timm_weights,
+    read_state_dict,
+    state_dict_keys,
+)
+
+# Parts of a training checkpoint that a model for inference does not have.
+_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_head.")
+
+
+class SemSegCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, with timm backbones, whole files only, and an opinion on misfits.
+
+    ``load`` takes a checkpoint, a file with a timm model's weights (they go into the backbone), any
+    path or URL of detectron2's path manager, or ``timm://NAME``.
+    """
+
+    def __init__(self, model, save_dir="", *, strict: bool = False, **checkpointables):
+        """
+        Args:
+            model, save_dir, checkpointables: as for detectron2's checkpointer.
+            strict: refuse a file that does not fill the model, as evaluation needs it.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.strict = strict
+
+    def save(self, name: str, tag: bool = True, **kwargs) -> None:
+        """Write ``<name>.pth`` beside its place and rename it: no half file ever has the name.
+
+        Args:
+            name: without the ending.
+            tag: make it the checkpoint that ``--resume`` takes.
+            kwargs: further plain values to store.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {path}")
+        _write_atomically(path, lambda file: torch.save(data, file))
+        if tag:
+            self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        name = last_filename_basename.encode()
+        _write_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(name))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """
+        Raises:
+            ValueError: the file is missing, unreadable, or does not fit; the message names it.
+        """
+        if path.startswith(TIMM_PREFIX):
+            load_timm_weights(self.model, path.removeprefix(TIMM_PREFIX))
+            self._refuse_backbone_alone(path)
+            return {}
+        if not path:
+            return super().load(path, checkpointables)
+        local = self._local_path(path)
+        if not local.endswith(".pkl"):
+            own = self.model.state_dict()
+            if not any(key.removeprefix("module.") in own for key in state_dict_keys(local)):
+                load_timm_file(self.model, local)
+                self._refuse_backbone_alone(path)
+                return {}
+        self._path_in_errors = path
+        return super().load(path, checkpointables)
+
+    def _local_path(self, path: str) -> str:
+        local = self.path_manager.get_local_path(path)
+        if not os.path.isfile(local):
+            raise ValueError(f"MODEL.WEIGHTS: there is no file {path}")
+        return local
+
+    def _load_file(self, filename: str):
+        if filename.endswith(".safetensors"):
+            return {"model": read_state_dict(filename)}
+        return super()._load_file(filename)
+
+    def _load_model(self, checkpoint) -> _IncompatibleKeys:
+        _drop_training_only(checkpoint["model"], self.model, self.logger)
+        incompatible = super()._load_model(checkpoint)
+        missing = list(incompatible.missing_keys)
+        shapes = [key for key, *_ in incompatible.incorrect_shapes]
+        if self.strict and (missing or shapes):
+            self._misfit(missing, incompatible.incorrect_shapes)
+        if len(missing) + len(shapes) == len(self.model.state_dict()):
+            self._misfit(missing, incompatible.incorrect_shapes)
+        return incompatible
+
+    def _misfit(self, missing, incorrect_shapes):
+        parts = []
+        if incorrect_shapes:
+            key, found, expected = incorrect_shapes[0]
+            parts.append(
+                f"{len(incorrect_shapes)} tensors of another shape (first: {key} is "
+                f"{tuple(found)}, the model's {tuple(expected)})"
+            )
+        if missing:
+            parts.append(f"{len(missing)} missing tensors (first: {missing[0]})")
+        raise ValueError(f"{self._path_in_errors} does not fit this model: {', '.join(parts)}")
+
+    def _refuse_backbone_alone(self, path: str) -> None:
+        if self.strict:
+            raise ValueError(
+                f"MODEL.WEIGHTS {path} fills the backbone alone; "
+                "evaluation needs a trained checkpoint"
+            )
+
+
+def _drop_training_only(state: dict, model: torch.nn.Module, logger) -> None:
+    """Remove terms and auxiliary head from ``state`` where the model has none."""
+    own = model.state_dict()
+    extra = [
+        k for k in state if k.removeprefix("module.").startswith(_TRAINING_ONLY) and k not in own
+    ]
+    for key in extra:
+        del state[key]
+    if extra:
+        logger.info(f"Dropped {len(extra)} tensors that only training needs ({extra[0]}, ...)")
+
+
+def _write_atomically(path: Path, write) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

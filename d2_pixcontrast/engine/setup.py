@@ -1,0 +1,109 @@
+"""From the command line to a checked config, and from a config to an evaluation."""
+
+import argparse
+import os
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import default_argument_parser as detectron2_argument_parser
+from detectron2.engine import default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from ..compat import CfgNode
+from ..config import add_pixcontrast_config, inference_config
+from ..data import check_datasets
+from .checkpoint import SemSegCheckpointer
+
+EXAMPLES = """
+Examples:
+
+Train on eight GPUs, go on after an interruption:
+    $ {prog} --config-file configs/....yaml --num-gpus 8
+    $ {prog} --config-file configs/....yaml --num-gpus 8 --resume
+
+Train on the CPU, with other values than the file's:
+    $ {prog} --config-file configs/..._cpu.yaml MODEL.DEVICE cpu SOLVER.BASE_LR 0.02
+
+Evaluate a checkpoint:
+    $ {prog} --config-file configs/....yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+
+Train on two machines:
+    (machine 0)$ {prog} --config-file ... --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+    (machine 1)$ {prog} --config-file ... --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT
+"""
+
+
+def default_argument_parser(prog: str = "train_net.py") -> argparse.ArgumentParser:
+    """Detectron2's arguments, with examples of this project's use."""
+    return detectron2_argument_parser(epilog=EXAMPLES.format(prog=prog))
+
+
+def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """The config of a file and of KEY VALUE pairs, not frozen. Only safe YAML is read.
+
+    Raises:
+        ValueError: there is no such file, or a key or value does not fit; the message names it.
+    """
+    cfg = get_cfg()
+    add_pixcontrast_config(cfg)
+    if config_file and not os.path.isfile(config_file):
+        raise ValueError(f"--config-file: there is no file {config_file}")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(f"{config_file}: {_text(error)}") from error
+    try:
+        cfg.merge_from_list(opts or [])
+    except (KeyError, ValueError, AssertionError) as error:
+        raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run, with its data sets and device checked before any model is built.
+
+    Raises:
+        ValueError, FileNotFoundError: what does not fit, in one message.
+    """
+    cfg = load_cfg(args.config_file, args.opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; "
+            "append MODEL.DEVICE cpu to train on the CPU"
+        )
+    check_datasets(cfg, train=not args.eval_only)
+    cfg.freeze()
+    return cfg
+
+
+def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Logging, output folder and seeds of this process: detectron2's ``default_setup``."""
+    default_setup(cfg, args)
+
+
+def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
+    """Evaluate MODEL.WEIGHTS (or OUTPUT_DIR's last checkpoint with ``resume``) on DATASETS.TEST.
+
+    The model has neither terms nor auxiliary head: it is the plain one.
+
+    Raises:
+        ValueError: the weights do not fill the model.
+        AssertionError: TEST.EXPECTED_RESULTS are not met.
+    """
+    cfg = inference_config(cfg)
+    cfg.freeze()
+    model = trainer_class.build_model(cfg)
+    checkpointer = SemSegCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError("--eval-only needs a checkpoint: append MODEL.WEIGHTS FILE, or --resume")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = trainer_class.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def _text(error: Exception) -> str:
+    return str(error.args[0]) if error.args else str(error)

@@ -1,0 +1,111 @@
+"""Backbone weights by timm's names."""
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from ..modeling.backbone.timm_backbone import TimmBackbone, create_features
+
+TIMM_PREFIX = "timm://"
+WEIGHTS_DIR_VARIABLE = "PIXCONTRAST_WEIGHTS_DIR"
+
+
+def load_timm_weights(model: nn.Module, name: str, key: str = "MODEL.WEIGHTS") -> None:
+    """Fill the model's timm backbone with the pretrained weights called ``name``.
+
+    A file ``$PIXCONTRAST_WEIGHTS_DIR/<name>.safetensors`` is preferred where the variable is set;
+    otherwise timm downloads the weights or takes them from its cache.
+
+    Raises:
+        ValueError: the backbone is not a timm model of this name, or there are no such weights.
+    """
+    folder = os.environ.get(WEIGHTS_DIR_VARIABLE)
+    local = Path(folder) / f"{name}.safetensors" if folder else None
+    if local is not None and local.is_file():
+        load_timm_file(model, str(local), name)
+        return
+    backbone = _timm_backbone(model, f"{TIMM_PREFIX}{name}")
+    where = f"{local} does not exist and " if local else f"${WEIGHTS_DIR_VARIABLE} is not set and "
+    try:
+        _copy_pretrained(backbone, name)
+    except Exception as error:  # timm and its hub client raise many kinds
+        raise ValueError(
+            f"{key} is {TIMM_PREFIX}{name}: {where}timm could not get the weights "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from error
+
+
+def load_timm_file(model: nn.Module, path: str, name: str | None = None) -> None:
+    """Fill the model's timm backbone from a file with timm's key names.
+
+    Raises:
+        ValueError: the model has no timm backbone, or the file does not fit it.
+    """
+    backbone = _timm_backbone(model, path)
+    try:
+        _copy_pretrained(backbone, name or backbone.name, pretrained_cfg_overlay={"file": path})
+    except (RuntimeError, ValueError, KeyError) as error:
+        # torch lists every tensor, one line each; the first says enough.
+        reason = " ".join(str(error).split("\n\t")[:2]).strip()[:300]
+        raise ValueError(f"{path} does not fit the backbone {backbone.name}: {reason}") from error
+
+
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """Tensors of a .safetensors file.
+
+    Raises:
+        ValueError: the file cannot be read; the message names it.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"cannot read weights from {path}: {error}") from error
+
+
+def state_dict_keys(path: str) -> list[str]:
+    """Names of the tensors in a weights file, without loading them.
+
+    Raises:
+        ValueError: the file cannot be read, or holds more than tensors and plain containers.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                return list(file.keys())
+        data = torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is not a plain checkpoint: it is damaged, or loading it would run code"
+        ) from error
+    except (SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read weights from {path}: {error}") from error
+    state = data.get("model", data) if isinstance(data, dict) else {}
+    return [k for k in state if isinstance(k, str)] if isinstance(state, dict) else []
+
+
+def _timm_backbone(model: nn.Module, source: str) -> TimmBackbone:
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, TimmBackbone):
+        raise ValueError(
+            f"{source} has no tensor that this model has, and could only hold weights of a timm "
+            f"model, but MODEL.BACKBONE.NAME built a {type(backbone).__name__}"
+        )
+    return backbone
+
+
+def _copy_pretrained(backbone: TimmBackbone, name: str, **kwargs) -> None:
+    if name.split(".")[0] != backbone.name.split(".")[0]:
+        raise ValueError(f"these are weights of {name}, but MODEL.TIMM.NAME is {backbone.name}")
+    # timm itself maps its checkpoints to the feature extractor's names, which can differ.
+    source = create_features(name, indices=backbone.out_indices, pretrained=True, **kwargs)
+    backbone.body.load_state_dict(source.state_dict())
+    logging.getLogger(__name__).info(
+        f"Loaded {len(backbone.body.state_dict())} tensors of {name} into the backbone"
+    )

@@ -1,0 +1,18 @@
+"""Heads, decoders, terms and backbones. Importing this fills detectron2's registries."""
+
+from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
+from .backbone import TimmBackbone
+from .decoder import DECODER_REGISTRY, DecoderOutput
+from .sem_seg_head import PixelContrastSemSegHead
+from .terms import TERM_REGISTRY, Term, TermInputs, TrainingProgress
+
+__all__ = [
+    "DECODER_REGISTRY",
+    "TERM_REGISTRY",
+    "DecoderOutput",
+    "PixelContrastSemSegHead",
+    "Term",
+    "TermInputs",
+    "TimmBackbone",
+    "TrainingProgress",
+]

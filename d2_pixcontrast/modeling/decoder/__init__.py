@@ -1,0 +1,14 @@
+"""Decoders: encoder features in, the feature map that the classifier reads out."""
+
+from .base import DECODER_REGISTRY, DecoderOutput, build_decoder
+from .deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
+from .fcn import FCNDecoder
+
+__all__ = [
+    "DECODER_REGISTRY",
+    "DecoderOutput",
+    "DeepLabV3Decoder",
+    "DeepLabV3PlusDecoder",
+    "FCNDecoder",
+    "build_decoder",
+]

@@ -1,0 +1,47 @@
+"""What every decoder gives."""
+
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ..registry import lookup
+
+DECODER_REGISTRY = Registry("PIXCONTRAST_DECODER")
+DECODER_REGISTRY.__doc__ = """
+Decoders of PixelContrastSemSegHead, by MODEL.SEM_SEG_HEAD.DECODER.
+
+A registered class is called as ``cls(cfg, input_shape)`` with the ShapeSpecs of
+MODEL.SEM_SEG_HEAD.IN_FEATURES. It has ``out_channels`` and ``out_stride``, and its ``forward`` maps
+{name: (B, C, h, w)} to a :class:`DecoderOutput`.
+"""
+
+
+class DecoderOutput(NamedTuple):
+    """What a decoder gives for a batch.
+
+    Attributes:
+        features: (B, out_channels, h, w), read by the classifier.
+        aux_logits: (B, num_classes, h', w') of decoders that predict on their way, or None.
+    """
+
+    features: torch.Tensor
+    aux_logits: torch.Tensor | None = None
+
+
+def build_decoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """The decoder that the config names, on the encoder features that it names.
+
+    Raises:
+        ValueError: unknown decoder, or a feature that the backbone does not give.
+    """
+    names = list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
+    missing = [name for name in names if name not in input_shape]
+    if missing or not names:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {names}; the backbone gives {sorted(input_shape)}"
+        )
+    decoder = lookup(DECODER_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.DECODER, "MODEL.SEM_SEG_HEAD.DECODER")
+    return decoder(cfg, {name: input_shape[name] for name in names})

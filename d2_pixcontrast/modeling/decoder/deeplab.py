@@ -1,0 +1,74 @@
+"""DeepLabV3 and DeepLabV3+, from detectron2's own parts."""
+
+import torch
+from detectron2.layers import ASPP, ShapeSpec
+from detectron2.projects.deeplab import DeepLabV3PlusHead
+from torch import nn
+from torch.nn import functional as F
+
+from .base import DECODER_REGISTRY, DecoderOutput
+
+
+@DECODER_REGISTRY.register()
+class DeepLabV3PlusDecoder(DeepLabV3PlusHead):
+    """DeepLabV3+ (Chen et al., ECCV 2018): detectron2's head without its classifier and loss.
+
+    The image pooling covers the whole feature map at any size: detectron2 fixes its window to the
+    training crop, which fails on other test sizes.
+    """
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        skips = len(input_shape) - 1
+        if len(head.PROJECT_CHANNELS) != skips:
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(head.PROJECT_CHANNELS)}; "
+                f"{skips} numbers are needed, one per feature of {list(input_shape)} but the "
+                "deepest"
+            )
+        arguments = super().from_config(cfg, input_shape)
+        arguments.update(input_shape=input_shape, num_classes=None, train_size=None)
+        return arguments
+
+    def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        super().__init__(cfg, input_shape)
+        head = cfg.MODEL.SEM_SEG_HEAD
+        self.out_channels = head.CONVS_DIM if len(input_shape) > 1 else head.ASPP_CHANNELS
+        self.out_stride = min(shape.stride for shape in input_shape.values())
+
+    def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
+        return DecoderOutput(self.layers(features))
+
+
+@DECODER_REGISTRY.register()
+class DeepLabV3Decoder(nn.Module):
+    """DeepLabV3 (Chen et al., 2017): ASPP with image pooling on one encoder feature."""
+
+    def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        """
+        Raises:
+            ValueError: not exactly one input feature.
+        """
+        super().__init__()
+        if len(input_shape) != 1:
+            raise ValueError(
+                "DeepLabV3Decoder reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
+                f"{list(input_shape)}"
+            )
+        head = cfg.MODEL.SEM_SEG_HEAD
+        ((self.in_feature, shape),) = input_shape.items()
+        self.aspp = ASPP(
+            shape.channels,
+            head.ASPP_CHANNELS,
+            head.ASPP_DILATIONS,
+            norm=head.NORM,
+            activation=F.relu,
+            dropout=head.ASPP_DROPOUT,
+            use_depthwise_separable_conv=head.USE_DEPTHWISE_SEPARABLE_CONV,
+        )
+        self.out_channels = head.ASPP_CHANNELS
+        self.out_stride = shape.stride
+
+    def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
+        return DecoderOutput(self.aspp(features[self.in_feature]))

@@ -1,0 +1,95 @@
+"""The contract between the head and its terms."""
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ..registry import lookup
+from .inputs import TermInputs
+
+TERM_REGISTRY = Registry("PIXCONTRAST_TERM")
+TERM_REGISTRY.__doc__ = """
+Training-only terms, by the names in MODEL.SEM_SEG_HEAD.TERMS.
+
+A registered class derives from :class:`Term` and is called as ``cls(cfg, input_shape)`` with the
+ShapeSpecs of the encoder features and of "decoder", the decoder's output.
+"""
+
+
+class Term(nn.Module):
+    """A loss beside the cross-entropy, with what it needs to compute it.
+
+    A subclass sets ``loss_names`` and implements :meth:`compute`. Every step on every rank returns
+    exactly these losses (detectron2 gathers metrics by key) and leaves an edge to all parameters
+    (DDP waits for their gradients).
+    """
+
+    loss_names: tuple[str, ...] = ()
+
+    def __init__(self, warmup: float = 0.0):
+        """
+        Args:
+            warmup: fraction of the training, in [0, 1], during which the term is off.
+
+        Raises:
+            ValueError: ``warmup`` outside [0, 1].
+        """
+        super().__init__()
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"WARMUP is a fraction of the training in [0, 1], got {warmup}")
+        self.warmup = warmup
+
+    def forward(self, inputs: TermInputs) -> tuple[dict, dict]:
+        """Losses by name, and scalars to record (0-d tensors without gradient)."""
+        if inputs.progress.fraction < self.warmup:
+            # Off is skipped, not multiplied by 0: a NaN or inf in the features must not pass. The
+            # edge goes to the parameters, which are finite.
+            zero = sum(p.sum() for p in self.parameters()) * 0.0
+            return dict.fromkeys(self.loss_names, zero), {}
+        return self.compute(inputs)
+
+    def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
+        """:meth:`forward` once the warm-up is over."""
+        raise NotImplementedError
+
+
+def require_positive(node: str, **values: float) -> None:
+    """
+    Raises:
+        ValueError: a value is not above 0; the message names its key below ``node``.
+    """
+    for key, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{node}.{key} has to be above 0, got {value}")
+
+
+def select_shapes(
+    node: str, names: list[str], input_shape: dict[str, ShapeSpec]
+) -> list[ShapeSpec]:
+    """The shapes of the features that a term embeds.
+
+    Raises:
+        ValueError: no name, or one that neither the backbone nor the decoder gives.
+    """
+    if not names or any(name not in input_shape for name in names):
+        raise ValueError(f"{node}.IN_FEATURES is {list(names)}; there are {sorted(input_shape)}")
+    return [input_shape[name] for name in names]
+
+
+def build_terms(cfg, input_shape: dict[str, ShapeSpec]) -> nn.ModuleDict:
+    """The terms that MODEL.SEM_SEG_HEAD.TERMS names, in its order.
+
+    Raises:
+        ValueError: an unknown name, or one given twice.
+    """
+    key = "MODEL.SEM_SEG_HEAD.TERMS"
+    names = list(cfg.MODEL.SEM_SEG_HEAD.TERMS)
+    if len(set(names)) != len(names):
+        raise ValueError(f"{key} names a term twice: {names}")
+    return nn.ModuleDict({n: lookup(TERM_REGISTRY, n, key)(cfg, input_shape) for n in names})
+
+
+def detached(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Scalars for the record, cut from the graph."""
+    return {name: value.detach().float() for name, value in values.items()}

@@ -1,0 +1,76 @@
+"""Optimiser and schedule from the config."""
+
+import torch
+from detectron2 import solver
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import LRMultiplier
+from torch import nn
+
+from .schedule import WarmupPolySchedule
+
+_NORM_LAYERS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def parameter_groups(cfg, model: nn.Module) -> list[dict]:
+    """Trainable parameters by learning rate and weight decay.
+
+    All but ``backbone.*`` learn SOLVER.HEAD_LR_MULTIPLIER times as fast. Parameters of norm layers
+    and biases have weight decays of their own.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    seen = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or parameter in seen:
+                continue
+            seen.add(parameter)
+            in_backbone = module_name == "backbone" or module_name.startswith("backbone.")
+            lr = cfg.SOLVER.BASE_LR * (1.0 if in_backbone else cfg.SOLVER.HEAD_LR_MULTIPLIER)
+            if isinstance(module, _NORM_LAYERS):
+                decay = cfg.SOLVER.WEIGHT_DECAY_NORM
+            elif name == "bias":
+                decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
+            else:
+                decay = cfg.SOLVER.WEIGHT_DECAY
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [
+        {"params": params, "lr": lr, "weight_decay": decay}
+        for (lr, decay), params in groups.items()
+    ]
+
+
+def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
+    """SOLVER.OPTIMIZER over :func:`parameter_groups`, with SOLVER.CLIP_GRADIENTS.
+
+    Raises:
+        ValueError: unknown optimiser.
+    """
+    name = cfg.SOLVER.OPTIMIZER
+    if name == "SGD":
+        kind = torch.optim.SGD
+        options = {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+    elif name == "AdamW":
+        kind, options = torch.optim.AdamW, {}
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {name!r}; known are 'SGD' and 'AdamW'")
+    groups = parameter_groups(cfg, model)
+    return maybe_add_gradient_clipping(cfg, kind)(groups, lr=cfg.SOLVER.BASE_LR, **options)
+
+
+def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    """ "WarmupPolyLR", or any of detectron2's own by SOLVER.LR_SCHEDULER_NAME."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
+        return solver.build_lr_scheduler(cfg, optimizer)
+    schedule = WarmupPolySchedule(
+        cfg.SOLVER.POLY_LR_POWER,
+        warmup_length=min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
+        warmup_factor=cfg.SOLVER.WARMUP_FACTOR,
+        warmup_method=cfg.SOLVER.WARMUP_METHOD,
+        constant_ending=cfg.SOLVER.POLY_LR_CONSTANT_ENDING,
+    )
+    return LRMultiplier(optimizer, schedule, max_iter=cfg.SOLVER.MAX_ITER)
