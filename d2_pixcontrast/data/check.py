@@ -38,7 +38,7 @@ def check_datasets(cfg, *, train: bool = True) -> None:
             ("ignore label", metadata.get("ignore_label")),
         )
         builtin.check_files(name)
-        _check_first_files(name, DatasetCatalog.get(name), train and name in cfg.DATASETS.TRAIN)
+        _check_first_files(name, _load(name), train and name in cfg.DATASETS.TRAIN)
 
 
 def _load(name: str) -> list[dict]:

@@ -4,6 +4,7 @@ import argparse
 import os
 
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
 from detectron2.engine import default_setup
@@ -52,7 +53,7 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {_text(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
@@ -106,4 +107,6 @@ def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
 
 
 def _text(error: Exception) -> str:
-    return str(error.args[0]) if error.args else str(error)
+    # str() of a KeyError is the repr of its message.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())

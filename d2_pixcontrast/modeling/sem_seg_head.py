@@ -27,7 +27,7 @@ class PixelContrastSemSegHead(nn.Module):
         self,
         *,
         decoder: nn.Module,
-        num_classes: int,
+        predictor: nn.Module,
         loss: nn.Module,
         ignore_value: int,
         loss_weight: float = 1.0,
@@ -40,7 +40,7 @@ class PixelContrastSemSegHead(nn.Module):
         """
         Args:
             decoder: see :data:`~d2_pixcontrast.modeling.DECODER_REGISTRY`.
-            num_classes: channels of the classifier.
+            predictor: the classifier, from the decoder's features to logits.
             loss: (logits, labels) to a scalar, at label resolution.
             ignore_value: label without a class.
             loss_weight: factor of ``loss_sem_seg``.
@@ -52,9 +52,7 @@ class PixelContrastSemSegHead(nn.Module):
         """
         super().__init__()
         self.decoder = decoder
-        self.predictor = Conv2d(decoder.out_channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, 0, 0.01)
-        nn.init.zeros_(self.predictor.bias)
+        self.predictor = predictor
         self.loss = loss
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
@@ -69,7 +67,9 @@ class PixelContrastSemSegHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
+        # Training-only parts come last: with one seed the rest starts from the same weights.
         decoder = build_decoder(cfg, input_shape)
+        predictor = _classifier(decoder.out_channels, head.NUM_CLASSES)
         aux = _build_aux_head(cfg, input_shape)
         loss = SegmentationLoss(
             ignore_value=head.IGNORE_VALUE,
@@ -80,7 +80,7 @@ class PixelContrastSemSegHead(nn.Module):
         decoded = ShapeSpec(channels=decoder.out_channels, stride=decoder.out_stride)
         return dict(
             decoder=decoder,
-            num_classes=head.NUM_CLASSES,
+            predictor=predictor,
             loss=loss,
             ignore_value=head.IGNORE_VALUE,
             loss_weight=head.LOSS_WEIGHT,
@@ -167,7 +167,12 @@ def _build_aux_head(cfg, input_shape) -> nn.Module | None:
         activation=F.relu,
     )
     weight_init.c2_msra_fill(hidden)
-    classifier = Conv2d(head.AUX.CHANNELS, head.NUM_CLASSES, kernel_size=1)
-    nn.init.normal_(classifier.weight, 0, 0.01)
-    nn.init.zeros_(classifier.bias)
+    classifier = _classifier(head.AUX.CHANNELS, head.NUM_CLASSES)
     return nn.Sequential(hidden, nn.Dropout2d(0.1), classifier)
+
+
+def _classifier(channels: int, num_classes: int) -> nn.Module:
+    conv = Conv2d(channels, num_classes, kernel_size=1)
+    nn.init.normal_(conv.weight, 0, 0.01)
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -115,7 +115,7 @@ def test_a_users_dataset_is_checked_too(dicts):
 
 
 def test_a_users_loader_that_fails_is_named():
-    DatasetCatalog.register("users_own", lambda: open("no/such/folder/list.json"))
+    DatasetCatalog.register("users_own", lambda: os.stat("no/such/list.json"))
     try:
         with pytest.raises(DataError, match=r"users_own cannot be loaded: .*list\.json"):
             check_datasets(_config(["users_own"]))
@@ -151,7 +151,7 @@ def test_drawing_is_reproducible():
     pixels = b"".join(
         part.tobytes() for i in range(4) for part in shapes_drawing.draw(np.random.RandomState(i))
     )
-    assert hashlib.sha256(pixels).hexdigest()[:16] == "45c34cdd1c3ca1ee"
+    assert hashlib.sha256(pixels).hexdigest()[:16] == "08f327ab19a92ad6"
 
 
 def test_every_outline_has_a_void_border_and_its_class_inside():

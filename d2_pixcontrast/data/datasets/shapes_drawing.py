@@ -1,6 +1,6 @@
 """Draws one image of overlapping shapes together with its label.
 
-Colour, texture, size and rotation say nothing about the class: only the outline does, and it has to
+Colour, texture and size say nothing about the class: only the outline does, and it has to
 be told from similar ones (disc and ring, square and rhombus, triangle and star).
 
 Bitwise reproducible: arrays see only additions, products, square roots and comparisons, which are
@@ -31,7 +31,7 @@ def draw(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(rng.randint(2, 6)):
         _draw_stroke(rng, image)
     # Every class comes up equally often; which ones lie on top is random.
-    for shape in rng.permutation(len(SHAPES))[: rng.randint(4, 7)]:
+    for shape in rng.permutation(len(SHAPES))[: rng.randint(5, 8)]:
         _draw_shape(rng, image, label, shape)
     image *= _light(rng, _XS, _YS)[..., None]
     image += rng.uniform(-0.04, 0.04, image.shape)
@@ -40,7 +40,7 @@ def draw(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_shape(rng, image: np.ndarray, label: np.ndarray, shape: int) -> None:
     x, y = rng.uniform(0.06, 0.94) * WIDTH, rng.uniform(0.06, 0.94) * HEIGHT
-    radius, angle = rng.uniform(15, 28), rng.uniform(0, 2 * math.pi)
+    radius, angle = rng.uniform(15, 28), rng.uniform(-0.6, 0.6) - math.pi / 2  # about upright
     # Only the pixels around the shape; the views below write through to the whole image.
     reach = int(1.5 * radius) + 8
     columns = slice(max(int(x) - reach, 0), int(x) + reach)

@@ -1,0 +1,88 @@
+import math
+
+import pytest
+import torch
+from detectron2.layers import get_norm
+from torch import nn
+
+from d2_pixcontrast.solver import WarmupPolySchedule, build_lr_scheduler, build_optimizer
+
+
+class TwoParts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), get_norm("BN", 4))
+        self.head = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
+        self.tied = self.head[0]  # seen twice, learnt once
+
+
+def group_of(optimizer, parameter):
+    (group,) = [g for g in optimizer.param_groups if any(p is parameter for p in g["params"])]
+    return group["lr"], group["weight_decay"]
+
+
+@pytest.mark.parametrize("name, kind", [("SGD", torch.optim.SGD), ("AdamW", torch.optim.AdamW)])
+def test_parameter_groups(small_cfg, name, kind):
+    small_cfg.SOLVER.merge_from_list(
+        ["OPTIMIZER", name, "BASE_LR", 0.1, "HEAD_LR_MULTIPLIER", 10.0, "WEIGHT_DECAY", 0.3]
+    )
+    model = TwoParts()
+    optimizer = build_optimizer(small_cfg, model)
+    assert isinstance(optimizer, kind)
+    assert group_of(optimizer, model.backbone[0].weight) == (0.1, 0.3)
+    assert group_of(optimizer, model.backbone[0].bias) == (0.1, 0.0)
+    assert group_of(optimizer, model.backbone[1].weight) == (0.1, 0.0)
+    assert group_of(optimizer, model.head[0].weight) == (1.0, 0.3)
+    assert group_of(optimizer, model.head[0].bias) == (1.0, 0.0)
+    assert group_of(optimizer, model.head[1].weight) == (1.0, 0.0)
+    grouped = sum(len(g["params"]) for g in optimizer.param_groups)
+    assert grouped == len(list(model.parameters()))
+
+
+def test_unknown_optimizer(small_cfg):
+    small_cfg.SOLVER.OPTIMIZER = "LARS"
+    with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'LARS'; known are 'SGD'"):
+        build_optimizer(small_cfg, TwoParts())
+
+
+def test_poly_with_linear_warmup_and_floor():
+    schedule = WarmupPolySchedule(0.9, warmup_length=0.1, warmup_factor=0.01, constant_ending=0.05)
+    for where in (0.0, 0.03, 0.0999, 0.1, 0.5, 0.99, 1.0):
+        poly = max((1 - where) ** 0.9, 0.05)
+        warm = 0.01 + 0.99 * where / 0.1 if where < 0.1 else 1.0
+        assert schedule(where) == pytest.approx(poly * warm)
+
+
+def test_schedule_is_clamped_where_a_resumed_run_lies_outside():
+    schedule = WarmupPolySchedule(0.9)
+    assert schedule(1.5) == 0.0 and schedule(-0.1) == 1.0
+    assert not isinstance(schedule(1.5), complex)
+
+
+def test_training_follows_the_schedule_and_survives_a_new_max_iter(small_cfg):
+    def rates(max_iter, start_state=None, steps=10):
+        small_cfg.SOLVER.MAX_ITER = max_iter
+        optimizer = build_optimizer(small_cfg, TwoParts())
+        scheduler = build_lr_scheduler(small_cfg, optimizer)
+        if start_state:
+            scheduler.load_state_dict(start_state)
+        seen = []
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            seen.append(optimizer.param_groups[0]["lr"])
+        return seen, scheduler.state_dict()
+
+    seen, state = rates(20)
+    base = small_cfg.SOLVER.BASE_LR
+    assert seen[-1] == pytest.approx(base * 0.5**0.9)
+    longer, _ = rates(40, state)
+    assert longer[-1] == pytest.approx(base * 0.5**0.9)
+    shorter, _ = rates(15, state)
+    assert shorter[-1] == 0.0 and not any(math.isnan(lr) for lr in shorter)
+
+
+def test_unknown_warmup_method(small_cfg):
+    small_cfg.SOLVER.WARMUP_METHOD = "burnin"
+    with pytest.raises(ValueError, match="burnin"):
+        build_lr_scheduler(small_cfg, build_optimizer(small_cfg, TwoParts()))
