@@ -3,32 +3,42 @@
 
 import sys
 
+from torch.multiprocessing import ProcessExitedException
+
 from d2_pixcontrast.compat import launch
-from d2_pixcontrast.engine import Trainer, default_argument_parser, evaluate, prepare, setup_cfg
+from d2_pixcontrast.engine import (
+    Trainer,
+    default_argument_parser,
+    evaluate,
+    one_line_errors,
+    prepare,
+    setup_cfg,
+)
 
 
 def main(cfg, args):
     """One process of the run."""
     prepare(cfg, args)
-    if args.eval_only:
-        return evaluate(cfg, Trainer, resume=args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with one_line_errors(cfg):
+        if args.eval_only:
+            return evaluate(cfg, Trainer, resume=args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
-    except (ValueError, OSError) as error:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+            device=cfg.MODEL.DEVICE,
+        )
+    except (ValueError, OSError, ProcessExitedException) as error:
         sys.exit(f"train_net.py: {error}")
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
-        device=cfg.MODEL.DEVICE,
-    )

@@ -3,7 +3,7 @@
 from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
 from .checkpoint import SemSegCheckpointer
 from .hooks import BestCheckpointHook, TrainingProgressHook
-from .setup import default_argument_parser, evaluate, load_cfg, prepare, setup_cfg
+from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
 from .trainer import Trainer
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "default_argument_parser",
     "evaluate",
     "load_cfg",
+    "one_line_errors",
     "prepare",
     "setup_cfg",
 ]

@@ -1,7 +1,9 @@
 """From the command line to a checked config, and from a config to an evaluation."""
 
 import argparse
+import contextlib
 import os
+import traceback
 
 import torch
 import yaml
@@ -82,6 +84,22 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Logging, output folder and seeds of this process: detectron2's ``default_setup``."""
     default_setup(cfg, args)
+
+
+@contextlib.contextmanager
+def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
+    """Ends the program with one line for bad input; the traceback goes to a file of OUTPUT_DIR.
+
+    ValueError and OSError are what this package and the file system raise for bad input; anything
+    else is a defect and passes.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        path = os.path.join(cfg.OUTPUT_DIR, f"traceback_rank{comm.get_rank()}.txt")
+        with contextlib.suppress(OSError), open(path, "w") as file:
+            file.write(traceback.format_exc())
+        raise SystemExit(f"{prog}: {_text(error)} [traceback in {path}]") from None
 
 
 def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:

@@ -100,12 +100,24 @@ def _timm_backbone(model: nn.Module, source: str) -> TimmBackbone:
     return backbone
 
 
+def _seeded_state(name: str, backbone: TimmBackbone, **kwargs) -> dict[str, torch.Tensor]:
+    """The feature extractor's state; what is not loaded has the same values each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return create_features(name, indices=backbone.out_indices, **kwargs).state_dict()
+
+
 def _copy_pretrained(backbone: TimmBackbone, name: str, **kwargs) -> None:
     if name.split(".")[0] != backbone.name.split(".")[0]:
         raise ValueError(f"these are weights of {name}, but MODEL.TIMM.NAME is {backbone.name}")
-    # timm itself maps its checkpoints to the feature extractor's names, which can differ.
-    source = create_features(name, indices=backbone.out_indices, pretrained=True, **kwargs)
-    backbone.body.load_state_dict(source.state_dict())
+    # timm itself maps its checkpoints to the feature extractor's names, which can differ. It does
+    # not say what the file lacked: a weight that is still the initial one was not in it.
+    loaded = _seeded_state(name, backbone, pretrained=True, **kwargs)
+    initial = _seeded_state(name, backbone)
+    missing = [k for k, v in loaded.items() if v.ndim > 1 and torch.equal(v, initial[k])]
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} tensors (first: {missing[0]})")
+    backbone.body.load_state_dict(loaded)
     logging.getLogger(__name__).info(
         f"Loaded {len(backbone.body.state_dict())} tensors of {name} into the backbone"
     )

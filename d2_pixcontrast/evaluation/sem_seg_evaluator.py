@@ -6,7 +6,6 @@ import math
 import os
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
@@ -123,17 +122,11 @@ class SemSegEvaluator(DatasetEvaluator):
         """The (H, W) label; checked by the data loader's worker, or else read and checked here."""
         if "label" in image:
             return torch.as_tensor(image["label"])
-        from ..data.labels import read_label
+        from ..data.labels import check_label, read_label  # data needs more than scoring does
 
         path = image["sem_seg_file_name"]
         label = read_label(path)
-        wrong = (label < 0) | (label >= len(self._class_names))
-        wrong &= label != self._ignore_value
-        if wrong.any():
-            raise ValueError(
-                f"{path}: label {int(np.unique(label[wrong])[0])} is neither one of the "
-                f"{len(self._class_names)} classes nor the ignore value {self._ignore_value}"
-            )
+        check_label(label, len(self._class_names), self._ignore_value, path)
         return torch.as_tensor(label)
 
     def _check(self, image: dict, label: torch.Tensor, logits: torch.Tensor) -> None:

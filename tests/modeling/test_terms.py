@@ -129,7 +129,7 @@ def test_pixel_contrast_moves_embeddings_of_a_class_together(small_cfg):
     term = term_of(small_cfg, IN_FEATURES=["decoder"], MAX_VIEWS=8, BASE_TEMPERATURE=0.1)
     optimizer = torch.optim.Adam(term.parameters(), 1e-2)
     gaps = []
-    for _ in range(15):
+    for _ in range(60):
         inputs = term_inputs()
         classes = torch.nn.functional.one_hot(inputs.labels_at((12, 16)), 12).movedim(-1, 1)
         inputs.features["decoder"] = inputs.features["decoder"] + 2 * classes

@@ -26,7 +26,8 @@ class TimmBackbone(Backbone):
         Args:
             name: a timm model name, with or without a weights tag ("mobilenetv2_100.ra_in1k").
             output_stride: 8, 16 or 32; the network's strides beyond it become dilations.
-            out_features: names to compute; empty or None for all. Deeper stages are not built.
+            out_features: names to compute; empty or None for all. Parameters of deeper stages,
+                where timm builds them nevertheless, are frozen.
 
         Raises:
             ValueError: timm knows no such model, it cannot give features or this stride, or it has
@@ -45,12 +46,25 @@ class TimmBackbone(Backbone):
         self.out_indices = tuple(indices)
         self.body = create_features(name, output_stride, indices)
         self._out_features = [names[i] for i in indices]
+        if names[-1] not in wanted:
+            self._freeze_unused(output_stride)
         channels = self.body.feature_info.channels()
         strides = self.body.feature_info.reduction()
         self._shapes = {
             f: ShapeSpec(channels=c, stride=s)
             for f, c, s in zip(self._out_features, channels, strides, strict=True)
         }
+
+    def _freeze_unused(self, output_stride: int) -> None:
+        """Freeze what no output depends on: DDP would wait for its gradients."""
+        with torch.device("meta"):
+            probe = create_features(self.name, output_stride, self.out_indices)
+            total = sum(feature.sum() for feature in probe(torch.zeros(1, 3, 64, 64)))
+        parameters = dict(probe.named_parameters())
+        gradients = torch.autograd.grad(total, parameters.values(), allow_unused=True)
+        for key, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                self.body.get_parameter(key).requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:

@@ -1,0 +1,5 @@
+"""``python -m d2_pixcontrast.demo``"""
+
+from . import main
+
+main()

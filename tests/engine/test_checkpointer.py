@@ -1,0 +1,141 @@
+"""Checkpoints: what is dropped, what is refused, and what an interrupted write leaves."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+
+from d2_pixcontrast import inference_config
+from d2_pixcontrast.engine import SemSegCheckpointer
+
+
+@pytest.fixture
+def training_checkpoint(small_cfg, tmp_path):
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
+    model = build_model(small_cfg)
+    SemSegCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=9)
+    return model, str(tmp_path / "model_0000009.pth")
+
+
+def equal_weights(a, b):
+    own = b.state_dict()
+    return all(torch.equal(v, a.state_dict()[k]) for k, v in own.items())
+
+
+def test_terms_and_auxiliary_head_are_dropped_with_one_line(small_cfg, training_checkpoint, caplog):
+    trained, path = training_checkpoint
+    plain = build_model(inference_config(small_cfg))
+    with caplog.at_level(logging.INFO):
+        SemSegCheckpointer(plain, strict=True).load(path)
+    assert equal_weights(trained, plain)
+    lines = [r.getMessage() for r in caplog.records if "only training needs" in r.getMessage()]
+    dropped = len(trained.state_dict()) - len(plain.state_dict())
+    assert len(lines) == 1 and lines[0].startswith(f"Dropped {dropped} tensors")
+
+
+def test_safetensors_and_data_parallel_prefix(small_cfg, training_checkpoint, tmp_path):
+    trained, _ = training_checkpoint
+    plain_cfg = inference_config(small_cfg)
+    state = {k: v.contiguous() for k, v in trained.state_dict().items()}
+    save_file(state, tmp_path / "whole.safetensors")
+    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "prefixed.pth")
+    for name in ("whole.safetensors", "prefixed.pth"):
+        plain = build_model(plain_cfg)
+        SemSegCheckpointer(plain, strict=True).load(str(tmp_path / name))
+        assert equal_weights(trained, plain), name
+
+
+def test_other_classes_fine_tune_but_do_not_evaluate(small_cfg, training_checkpoint):
+    trained, path = training_checkpoint
+    small_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    other = build_model(inference_config(small_cfg))
+    SemSegCheckpointer(other).load(path)
+    assert torch.equal(
+        other.backbone.state_dict()["body.conv_stem.weight"],
+        trained.backbone.state_dict()["body.conv_stem.weight"],
+    )
+    message = r"model_0000009.pth does not fit this model: .*predictor.weight is \(8, .*\(5, "
+    with pytest.raises(ValueError, match=message):
+        SemSegCheckpointer(other, strict=True).load(path)
+
+
+@pytest.mark.parametrize("name", ["empty.pth", "cut.pth", "text.pth", "cut.safetensors"])
+def test_damaged_files_are_named(small_cfg, training_checkpoint, tmp_path, name):
+    trained, path = training_checkpoint
+    if name == "cut.safetensors":
+        save_file({"a": torch.zeros(100)}, tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+    else:
+        whole = Path(path).read_bytes()
+    content = {"empty": b"", "text": b"<!DOCTYPE html>", "cut": whole[: len(whole) // 2]}
+    (tmp_path / name).write_bytes(content[name.split(".")[0]])
+    with pytest.raises(ValueError, match=name) as caught:
+        SemSegCheckpointer(trained).load(str(tmp_path / name))
+    assert "\n" not in str(caught.value).strip()
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(small_cfg, training_checkpoint, tmp_path):
+    trained, _ = training_checkpoint
+    torch.save({"model": {}, "x": Payload(str(tmp_path / "ran"))}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil.pth .*would run code"):
+        SemSegCheckpointer(trained).load(str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_foreign_and_missing_files(small_cfg, training_checkpoint, tmp_path):
+    trained, _ = training_checkpoint
+    torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    with pytest.raises(ValueError, match=r"foreign.pth does not fit the backbone mobilenetv2_035"):
+        SemSegCheckpointer(trained).load(str(tmp_path / "foreign.pth"))
+    with pytest.raises(ValueError, match=r"there is no file .*nowhere.pth"):
+        SemSegCheckpointer(trained).load(str(tmp_path / "nowhere.pth"))
+
+
+def test_backbone_weights_alone_do_not_evaluate(small_cfg, weights_dir):
+    plain = build_model(inference_config(small_cfg))
+    path = str(weights_dir / "mobilenetv2_035.safetensors")
+    SemSegCheckpointer(plain).load(path)
+    with pytest.raises(ValueError, match="fills the backbone alone"):
+        SemSegCheckpointer(plain, strict=True).load(path)
+    with pytest.raises(ValueError, match="fills the backbone alone"):
+        SemSegCheckpointer(plain, strict=True).load("timm://mobilenetv2_035")
+
+
+def test_a_write_that_fails_leaves_the_last_good_checkpoint(
+    small_cfg, training_checkpoint, tmp_path, monkeypatch
+):
+    trained, path = training_checkpoint
+    checkpointer = SemSegCheckpointer(trained, str(tmp_path))
+    before = Path(path).read_bytes()
+
+    def fails_half_way(data, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails_half_way)
+    for name in ("model_0000009", "model_0000019"):
+        with pytest.raises(OSError, match="No space left"):
+            checkpointer.save(name)
+    assert Path(path).read_bytes() == before
+    assert checkpointer.get_checkpoint_file() == path
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_untagged_checkpoints_are_not_resumed(small_cfg, training_checkpoint, tmp_path):
+    trained, path = training_checkpoint
+    checkpointer = SemSegCheckpointer(trained, str(tmp_path))
+    checkpointer.save("model_best", tag=False)
+    assert (tmp_path / "model_best.pth").is_file()
+    assert checkpointer.get_checkpoint_file() == path

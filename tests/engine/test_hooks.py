@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+from detectron2.engine import TrainerBase
+from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.utils.events import EventStorage
+
+from d2_pixcontrast.engine import BestCheckpointHook, TrainingProgressHook
+from d2_pixcontrast.solver import WarmupPolySchedule
+
+
+class Loop(TrainerBase):
+    """A training that evaluates after given iterations with given results."""
+
+    def __init__(self, results, max_iter):
+        super().__init__()
+        self.results, self.length = results, max_iter
+
+    def run_step(self):
+        pass
+
+    def after_step(self):
+        if self.iter in self.results:
+            self.storage.put_scalars(**{"sem_seg/mIoU": self.results[self.iter]})
+        super().after_step()
+
+
+class Checkpointer:
+    def __init__(self):
+        self.saved = []
+
+    def save(self, name, tag, iteration):
+        assert name == "model_best" and not tag
+        self.saved.append(iteration)
+
+
+@pytest.mark.parametrize(
+    "results, saved, best",
+    [
+        ({1: 10.0, 3: 30.0, 5: 20.0}, [1, 3], 30.0),
+        ({1: math.nan, 3: 0.0, 5: math.nan}, [3], 0.0),
+        ({}, [], None),
+    ],
+)
+def test_the_best_checkpoint_is_kept(results, saved, best):
+    loop, checkpointer = Loop(results, 7), Checkpointer()
+    hook = BestCheckpointHook(checkpointer, "sem_seg/mIoU")
+    loop.register_hooks([hook])
+    loop.train(0, 7)
+    assert checkpointer.saved == saved and hook.best == best
+
+
+def test_a_resumed_run_remembers_its_best():
+    checkpointer = Checkpointer()
+    first = BestCheckpointHook(checkpointer, "sem_seg/mIoU")
+    loop = Loop({1: 30.0}, 2)
+    loop.register_hooks([first])
+    loop.train(0, 2)
+    second = BestCheckpointHook(checkpointer, "sem_seg/mIoU")
+    second.load_state_dict(first.state_dict())
+    loop = Loop({3: 20.0, 4: 31.0}, 6)
+    loop.register_hooks([second])
+    loop.train(2, 6)
+    assert checkpointer.saved == [1, 4]
+
+
+class Told(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.draws = [], []
+
+    def set_progress(self, progress):
+        self.seen.append(progress)
+
+
+def run_with_progress(start, stop, seed=3, rank=0):
+    model = Told()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    scheduler = LRMultiplier(optimizer, WarmupPolySchedule(1.0), max_iter=10)
+    loop = Loop({}, 10)
+    loop.run_step = lambda: (
+        model.draws.append(torch.rand(()).item()),
+        optimizer.step(),
+        scheduler.step(),
+    )
+    for _ in range(start):
+        optimizer.step()
+        scheduler.step()
+    loop.register_hooks([TrainingProgressHook(torch.nn.Sequential(model), scheduler, seed, rank)])
+    with EventStorage(start):
+        loop.train(start, 10)
+    return model
+
+
+def test_progress_and_generators_are_functions_of_the_iteration():
+    whole = run_with_progress(0, 10)
+    assert [p.iteration for p in whole.seen] == list(range(10))
+    assert [p.lr_factor for p in whole.seen] == pytest.approx([1 - i / 10 for i in range(10)])
+    assert {p.max_iter for p in whole.seen} == {10} and {p.seed for p in whole.seen} == {3}
+    resumed = run_with_progress(6, 10)
+    assert resumed.draws == whole.draws[6:]
+    assert len(set(whole.draws)) == 10
+    assert not set(run_with_progress(0, 10, rank=1).draws) & set(whole.draws)
+    assert not set(run_with_progress(0, 10, seed=4).draws) & set(whole.draws)
+    run_with_progress(8, 10, seed=2**31 - 1)  # torch's generators take no number of any size

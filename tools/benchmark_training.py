@@ -1,0 +1,109 @@
+#!/usr/bin/env python
+"""Time per training iteration of several configs relative to the first, measured in one run.
+
+The steps of the models alternate, on the same batches, so that whatever else the machine does hits
+all of them alike; the ratio is that of the medians. Data loading is not part of a step. Terms are
+timed after their warm-up. Example::
+
+    python tools/benchmark_training.py A_ce.yaml A_pixcontrast.yaml --iterations 20 --json out.json
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+
+from d2_pixcontrast import inference_config
+from d2_pixcontrast.engine import Trainer, load_cfg
+from d2_pixcontrast.modeling import TrainingProgress
+from d2_pixcontrast.solver import build_optimizer
+
+
+class Contestant:
+    """One config's model and optimiser."""
+
+    def __init__(self, path: str, opts: list[str]):
+        self.cfg = load_cfg(path, opts)
+        self.model = Trainer.build_model(self.cfg).train()
+        self.optimizer = build_optimizer(self.cfg, self.model)
+        self.seconds: list[float] = []
+        for module in self.model.modules():
+            if hasattr(module, "set_progress"):
+                module.set_progress(TrainingProgress(iteration=1, max_iter=1))
+
+    def step(self, batch) -> None:
+        _synchronize()
+        start = time.perf_counter()
+        losses = sum(self.model(batch).values())
+        self.optimizer.zero_grad()
+        losses.backward()
+        self.optimizer.step()
+        _synchronize()
+        self.seconds.append(time.perf_counter() - start)
+
+    def plain_cost(self, batch) -> dict:
+        """Parameters and FLOPs (fvcore) of the model for inference, on one training image."""
+        model = Trainer.build_model(inference_config(self.cfg)).eval()
+        image = (batch[0]["image"].to(model.device)[None] - model.pixel_mean) / model.pixel_std
+        body = torch.nn.Sequential(model.backbone, _Logits(model.sem_seg_head))
+        flops = FlopCountAnalysis(body.eval(), image)
+        flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        parameters = sum(p.numel() for p in model.parameters())
+        return {"parameters": parameters, "gflops": flops.total() / 1e9}
+
+
+class _Logits(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features):
+        return self.head(features)[0]
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="+", help="the first one is the reference")
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the result there, too")
+    parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for all configs")
+    args = parser.parse_args()
+    logging.disable(logging.INFO)
+
+    contestants = [Contestant(path, args.opts) for path in args.configs]
+    batches = iter(Trainer.build_train_loader(contestants[0].cfg))
+    for _ in range(args.warm_up + args.iterations):
+        batch = next(batches)
+        for contestant in contestants:
+            contestant.step(batch)
+
+    medians = [statistics.median(c.seconds[args.warm_up :]) for c in contestants]
+    result = {
+        path: {
+            "seconds": median,
+            "time_ratio": median / medians[0],
+            "training_parameters": sum(p.numel() for p in contestant.model.parameters()),
+            "inference": contestant.plain_cost(batch),
+        }
+        for path, median, contestant in zip(args.configs, medians, contestants, strict=True)
+    }
+    text = json.dumps(result, indent=2)
+    sys.stdout.write(text + "\n")
+    if args.json:
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
