@@ -80,7 +80,10 @@ class SemSegCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _local_path(self, path: str) -> str:
-        local = self.path_manager.get_local_path(path)
+        try:
+            local = self.path_manager.get_local_path(path)
+        except OSError as error:  # a download that failed does not say what it was
+            raise ValueError(f"MODEL.WEIGHTS: cannot get {path}: {error}") from error
         if not os.path.isfile(local):
             raise ValueError(f"MODEL.WEIGHTS: there is no file {path}")
         return local

@@ -12,6 +12,7 @@ from detectron2.engine import default_argument_parser as detectron2_argument_par
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
 from ..config import add_pixcontrast_config, inference_config
@@ -82,8 +83,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Logging, output folder and seeds of this process: detectron2's ``default_setup``."""
+    """Logging, output folder and seeds of this process: detectron2's ``default_setup``, and a
+    logger for this package beside detectron2's own."""
     default_setup(cfg, args)
+    setup_logger(
+        cfg.OUTPUT_DIR, comm.get_rank(), name="d2_pixcontrast", abbrev_name="d2_pixcontrast"
+    )
 
 
 @contextlib.contextmanager

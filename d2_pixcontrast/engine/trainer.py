@@ -8,6 +8,7 @@ from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from timm.layers import convert_sync_batchnorm
 
 from ..compat import create_ddp_model
 from ..data import build_test_loader, build_train_loader
@@ -81,7 +82,8 @@ class Trainer(DefaultTrainer):
         """The model of the config; batch norm over all ranks where there are several GPUs."""
         model = build_model(cfg)
         if cfg.MODEL.SYNC_BN and comm.get_world_size() > 1 and cfg.MODEL.DEVICE.startswith("cuda"):
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            # timm's function, since torch's would lose the activations in timm's norm layers.
+            model = convert_sync_batchnorm(model)
         logging.getLogger(__name__).info(f"Model:\n{model}")
         return model
 

@@ -1,7 +1,10 @@
 """Checkpoints: what is dropped, what is refused, and what an interrupted write leaves."""
 
+import functools
+import http.server
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,26 @@ def test_safetensors_and_data_parallel_prefix(small_cfg, training_checkpoint, tm
         plain = build_model(plain_cfg)
         SemSegCheckpointer(plain, strict=True).load(str(tmp_path / name))
         assert equal_weights(trained, plain), name
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_weights_by_url(small_cfg, training_checkpoint, tmp_path, monkeypatch):
+    trained, _ = training_checkpoint
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        plain = build_model(inference_config(small_cfg))
+        SemSegCheckpointer(plain, strict=True).load(url + "model_0000009.pth")
+        with pytest.raises(ValueError, match=f"cannot get {url}nowhere.pth: .*404"):
+            SemSegCheckpointer(plain).load(url + "nowhere.pth")
+        server.shutdown()
+    assert equal_weights(trained, plain)
 
 
 def test_other_classes_fine_tune_but_do_not_evaluate(small_cfg, training_checkpoint):

@@ -1,0 +1,46 @@
+"""The trainer's parts that a single CPU process can show."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+from d2_pixcontrast.engine import Trainer, trainer
+from d2_pixcontrast.modeling import TimmBackbone
+
+
+@pytest.mark.parametrize("sync_bn", [True, False])
+def test_batch_norm_is_synchronised_on_several_gpus(small_cfg, monkeypatch, sync_bn):
+    """Timm's norm layers hold activations, which torch's own conversion drops."""
+    plain = build_model(small_cfg).eval()
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(trainer, "build_model", lambda cfg: plain)
+    image = torch.randn(1, 3, 64, 64)
+    before = plain.backbone(image)["res5"]
+    small_cfg.MODEL.DEVICE, small_cfg.MODEL.SYNC_BN = "cuda", sync_bn
+    model = Trainer.build_model(small_cfg).eval()
+    synchronised = sum(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
+    assert (synchronised > 50) == sync_bn
+    torch.testing.assert_close(model.backbone(image)["res5"], before)
+
+
+def test_detectron2s_deeplab_resnet(small_cfg):
+    small_cfg.merge_from_list(
+        [
+            *("MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone"),
+            *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]),
+            *("MODEL.RESNETS.RES4_DILATION", 2, "MODEL.RESNETS.RES5_DILATION", 4),
+            *("MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_TYPE", "deeplab"),
+            *("MODEL.SEM_SEG_HEAD.DECODER", "DeepLabV3Decoder"),
+            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"]),
+            *("MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE", "res4"),
+            *("MODEL.PIXEL_CONTRAST.IN_FEATURES", ["res5"]),
+        ]
+    )
+    with torch.device("meta"):
+        model = build_model(small_cfg)
+        features = model.backbone(torch.zeros(1, 3, 64, 96))
+        logits, _ = model.eval().sem_seg_head(features)
+    assert not isinstance(model.backbone, TimmBackbone)
+    assert features["res5"].shape == (1, 2048, 8, 12)  # output stride 8
+    assert logits.shape == (1, 8, 64, 96)
