@@ -1,0 +1,241 @@
+"""Contrast with a memory bank, chunk by chunk: the (N, K) matrix of logits never exists.
+
+The loss of Wang et al., ICCV 2021, equation (3), is split in two autograd functions of the anchors:
+
+    log_negatives   log E_i = log sum_{n in N_i} exp(s_in)
+    positive_losses sum_{p in P_i} softplus(log E_i - s_ip)
+
+so that negatives and positives of other origin join in between by plain autograd (logaddexp). Both
+compute their gradient in the forward pass, as attention with the bank as values does, and save
+(N, D) numbers: the backward pass does not read the bank, which may have been written meanwhile.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Logarithm of an empty sum. Finite, because -inf - (-inf) would be NaN in a gradient.
+EMPTY = -1e30
+# exp(-80) is well above the smallest float32: up to this span one constant shift serves all rows.
+_SPAN_WITHOUT_UNDERFLOW = 80.0
+_TILE = 64
+DEFAULT_CHUNK = 2048
+
+
+class ClassEntries(NamedTuple):
+    """Entries of a memory, sorted by class.
+
+    Attributes:
+        rows: (C, M, D) vectors without gradient, of length 1; finite in empty slots too.
+        fill: (C,) int64, slots below it are filled, the others take no part.
+    """
+
+    rows: torch.Tensor
+    fill: torch.Tensor
+
+
+class Block(NamedTuple):
+    """k classes x m slots of :class:`ClassEntries`: rows (k, m, D), classes (k,), filled (k, m)."""
+
+    rows: torch.Tensor
+    classes: torch.Tensor
+    filled: torch.Tensor
+
+
+def blocks(bank: Sequence[ClassEntries], chunk: int, dtype: torch.dtype) -> Iterator[Block]:
+    """Cut a bank into blocks of about ``chunk`` entries, in ``dtype``."""
+    for rows, fill in bank:
+        num_classes, size = rows.shape[:2]
+        classes = torch.arange(num_classes, device=rows.device)
+        slots = torch.arange(size, device=rows.device)
+        height = max(1, chunk // size)
+        width = math.ceil(size / math.ceil(size / chunk))
+        for c in range(0, num_classes, height):
+            for m in range(0, size, width):
+                filled = slots[m : m + width] < fill[c : c + height, None]
+                part = rows[c : c + height, m : m + width].to(dtype)
+                yield Block(part, classes[c : c + height], filled)
+
+
+def negative_logits(
+    scaled: torch.Tensor, labels: torch.Tensor, block: Block, shift: float = 0.0
+) -> torch.Tensor:
+    """(N, k * m) logits minus ``shift``; -inf for the anchor's own class and in empty slots."""
+    bias = torch.full_like(block.filled, -shift, dtype=scaled.dtype)
+    bias = bias.masked_fill(~block.filled, -torch.inf).flatten()
+    logits = torch.addmm(bias, scaled, block.rows.flatten(0, 1).t())
+    own = labels[:, None] == block.classes
+    logits.view(*own.shape, -1).masked_fill_(own[:, :, None], -torch.inf)
+    return logits
+
+
+def log_negatives(
+    anchors: torch.Tensor,
+    labels: torch.Tensor,
+    bank: Sequence[ClassEntries],
+    *,
+    temperature: float,
+    chunk: int = DEFAULT_CHUNK,
+) -> torch.Tensor:
+    """(N,) log of the sum of exp(s_in) over the bank's entries of other classes.
+
+    Extra memory is O(N * chunk). ``EMPTY`` where there is no such entry.
+
+    Args:
+        anchors: (N, D) unit vectors, float32 or float64.
+        labels: (N,) int64.
+        bank: stores of entries; they get no gradient.
+        temperature: tau.
+        chunk: entries of the bank that are looked at together.
+    """
+    return _LogNegatives.apply(anchors, labels, bank, temperature, chunk)
+
+
+class _LogNegatives(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchors, labels, bank, temperature, chunk):
+        scaled = anchors / temperature
+        total = scaled.new_zeros(len(scaled), 1)
+        weighted = torch.zeros_like(scaled)
+        # Unit vectors bound the logits by 1 / tau. Where exp would underflow over that range, the
+        # running maximum of each row takes the place of the constant, from the lower bound up.
+        constant = 2 / temperature <= _SPAN_WITHOUT_UNDERFLOW
+        shift = scaled.new_full((len(scaled), 1), (1 if constant else -1) / temperature)
+        for block in blocks(bank, chunk, scaled.dtype):
+            if constant:
+                weights = negative_logits(scaled, labels, block, 1 / temperature)
+            else:
+                weights = negative_logits(scaled, labels, block)
+                higher = torch.maximum(shift, weights.amax(dim=1, keepdim=True))
+                decay = torch.exp(shift - higher)
+                total, weighted, shift = total * decay, weighted.mul_(decay), higher
+                weights -= shift
+            weights.exp_()
+            total += weights.sum(dim=1, keepdim=True)
+            if ctx.needs_input_grad[0]:
+                weighted.addmm_(weights, block.rows.flatten(0, 1))
+        some = total > 0
+        total = total.where(some, 1)
+        ctx.save_for_backward(weighted.div_(total * temperature))
+        return (total.log() + shift).where(some, EMPTY).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (mean,) = ctx.saved_tensors
+        return grad[:, None] * mean, None, None, None, None
+
+
+def positive_losses(
+    anchors: torch.Tensor,
+    log_negatives: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    bank: Sequence[ClassEntries],
+    *,
+    temperature: float,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of -log p over the bank's entries of the anchor's class, and how many these are.
+
+    The anchors are laid out in tiles of one class each, so that logits and logarithms are computed
+    for positives only. Extra memory is O(N * chunk).
+
+    Args:
+        anchors: (N, D) unit vectors, float32 or float64.
+        log_negatives: (N,) log of the sum over the negatives, from wherever they come.
+        labels: (N,) int64.
+        mask: (N,) bool, False for anchors that take no part.
+        bank: stores of entries; they get no gradient.
+        temperature: tau.
+        chunk: as for :func:`log_negatives`.
+
+    Returns:
+        (N,) sums and (N,) int64 counts, 0 for anchors that take no part.
+    """
+    sums = _PositiveLosses.apply(anchors, log_negatives, labels, mask, bank, temperature, chunk)
+    safe = labels.where(mask, 0)
+    count = sum(fill[safe] for _, fill in bank)
+    return sums, count.where(mask, 0)
+
+
+class _PositiveLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchors, log_negatives, labels, mask, bank, temperature, chunk):
+        tiles = class_tiles(labels, mask, bank[0].rows.shape[0])
+        scaled = anchors[tiles.index] / temperature
+        levels = log_negatives[tiles.index]
+        sums, slopes = torch.zeros_like(levels), torch.zeros_like(levels)
+        weighted = torch.zeros_like(scaled)
+        width = max(256, len(anchors) * chunk // scaled.numel() * _TILE)
+        for rows, fill in bank:
+            for start in range(0, rows.shape[1], width):
+                part = rows[tiles.classes, start : start + width].to(scaled.dtype)
+                slots = torch.arange(start, start + part.shape[1], device=rows.device)
+                filled = slots < fill[tiles.classes, None]
+                excess = levels[:, :, None] - torch.bmm(scaled, part.transpose(1, 2))
+                excess.masked_fill_(~filled[:, None], -torch.inf)  # softplus and sigmoid: 0
+                sums += F.softplus(excess).sum(dim=2)
+                weights = excess.sigmoid_()
+                slopes += weights.sum(dim=2)
+                weighted.baddbmm_(weights, part)
+        ctx.save_for_backward(
+            tiles.scatter(weighted.div_(-temperature), len(anchors)),
+            tiles.scatter(slopes, len(anchors)),
+        )
+        return tiles.scatter(sums, len(anchors))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        towards, slopes = ctx.saved_tensors
+        return grad[:, None] * towards, grad * slopes, None, None, None, None, None
+
+
+class ClassTiles(NamedTuple):
+    """Anchors in tiles of one class each; a fixed number of tiles, some of their rows empty.
+
+    Attributes:
+        index: (t, T) int64, the anchors; arbitrary in empty rows.
+        valid: (t, T) bool.
+        classes: (t,) int64, arbitrary in tiles without a row.
+    """
+
+    index: torch.Tensor
+    valid: torch.Tensor
+    classes: torch.Tensor
+
+    def scatter(self, values: torch.Tensor, num_anchors: int) -> torch.Tensor:
+        """(t, T, ...) values of the tiles' rows to (N, ...); 0 for anchors in no tile."""
+        trailing = values.shape[2:]
+        valid = self.valid.view(*self.valid.shape, *[1] * len(trailing))
+        result = values.new_zeros(num_anchors, *trailing)
+        return result.index_add_(0, self.index.flatten(), values.where(valid, 0).flatten(0, 1))
+
+
+def class_tiles(
+    labels: torch.Tensor, mask: torch.Tensor, num_classes: int, tile: int = _TILE
+) -> ClassTiles:
+    """Lay out the anchors (N,) that ``mask`` marks in tiles of ``tile`` rows of one class."""
+    device = labels.device
+    tile = max(1, min(tile, len(labels)))
+    bins = labels.where(mask & (labels >= 0) & (labels < num_classes), num_classes)
+    order = torch.argsort(bins)
+    count = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
+    count.scatter_add_(0, bins, torch.ones_like(bins))
+    first_row = count.cumsum(0) - count
+    tiles_of = (count[:-1] + tile - 1) // tile
+    last_tile = tiles_of.cumsum(0)
+
+    # Full tiles are at most N // tile, and each class that occurs adds at most a partial one.
+    number = torch.arange(len(labels) // tile + min(num_classes, len(labels)), device=device)
+    found = torch.searchsorted(last_tile, number, right=True)
+    classes = found.clamp(max=num_classes - 1)
+    row = (number - last_tile[classes] + tiles_of[classes])[:, None] * tile
+    row = row + torch.arange(tile, device=device)
+    valid = (found < num_classes)[:, None] & (row < count[classes, None])
+    return ClassTiles(order[(first_row[classes, None] + row).where(valid, 0)], valid, classes)
