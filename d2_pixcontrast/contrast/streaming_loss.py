@@ -171,7 +171,8 @@ class _PositiveLosses(torch.autograd.Function):
         levels = log_negatives[tiles.index]
         sums, slopes = torch.zeros_like(levels), torch.zeros_like(levels)
         weighted = torch.zeros_like(scaled)
-        width = max(256, len(anchors) * chunk // scaled.numel() * _TILE)
+        num_tiles, rows_of_tile, dim = scaled.shape
+        width = max(64, len(anchors) * chunk // (num_tiles * max(rows_of_tile, dim)))
         for rows, fill in bank:
             for start in range(0, rows.shape[1], width):
                 part = rows[tiles.classes, start : start + width].to(scaled.dtype)
