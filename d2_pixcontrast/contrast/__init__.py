@@ -1,8 +1,9 @@
 """Losses, samplers, memories and projection heads of cross-image contrast. Needs torch alone."""
 
+from .class_queue import ClassEntries, ClassQueue
 from .distributed import gather_batch
 from .losses import ContrastLoss, ExtraNegatives, pixel_contrast_loss
-from .memory_bank import ClassQueue, MemoryBank, region_means
+from .memory_bank import MemoryBank, region_means
 from .mining import MINING_MODES, Mining
 from .projector import ProjectionHead
 from .random_keys import random_keys
@@ -14,7 +15,6 @@ from .sampling import (
     sample_group_pixels,
     sample_hard_anchors,
 )
-from .streaming_loss import ClassEntries
 
 __all__ = [
     "MINING_MODES",

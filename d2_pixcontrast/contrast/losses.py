@@ -5,18 +5,11 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
-from .mined_loss import mined_log_negatives, mined_positive_losses
-from .mining import Mining, chosen_pairs
-from .streaming_loss import (
-    DEFAULT_CHUNK,
-    EMPTY,
-    ClassEntries,
-    blocks,
-    log_negatives,
-    positive_losses,
-)
+from .class_queue import ClassEntries
+from .contrast_sets import BankSet, BatchSet, log_sum
+from .mining import Mining
+from .streaming_loss import DEFAULT_CHUNK
 
 
 class ContrastLoss(NamedTuple):
@@ -103,15 +96,13 @@ def pixel_contrast_loss(
     parts = []
     with torch.autocast(anchors.device.type, enabled=False):
         if bank is None or with_batch:
-            parts.append(_BatchPart(anchors, labels, mask, temperature, mining, row_keys))
+            parts.append(BatchSet(anchors, labels, mask, temperature, mining, row_keys))
         if bank is not None:
-            parts.append(
-                _BankPart(anchors, labels, mask, temperature, mining, row_keys, bank, chunk)
-            )
+            parts.append(BankSet(anchors, labels, mask, temperature, mining, row_keys, bank, chunk))
         logs = [part.log_negatives() for part in parts]
         if extra is not None:
             logits = anchors @ extra.rows.to(anchors.dtype).t() / temperature
-            logs.append(_log_sum(logits, extra.mask & mask[:, None]))
+            logs.append(log_sum(logits, extra.mask & mask[:, None]))
         loss, num_anchors = _mean_over_anchors(parts, reduce(torch.logaddexp, logs))
         with torch.no_grad():
             sums = [sum(values) for values in zip(*(part.similarities() for part in parts))]
@@ -130,88 +121,3 @@ def _mean_over_anchors(parts, log_negatives):
     row_loss = reduce(torch.add, sums) / positives.clamp(min=1)
     num_anchors = (positives > 0).sum()
     return row_loss.sum() / num_anchors.clamp(min=1), num_anchors
-
-
-class _BatchPart:
-    """The anchors as contrast set: dense, since it is small and needs a gradient."""
-
-    def __init__(self, anchors, labels, mask, temperature, mining, row_keys):
-        self.cosine = anchors @ anchors.t()
-        self.logits = self.cosine / temperature
-        usable = mask[:, None] & mask[None, :]
-        same = labels[:, None] == labels[None, :]
-        self.all_positive = (usable & same).fill_diagonal_(False)  # not its own positive
-        self.all_negative = usable & ~same
-        self.positive, self.negative = chosen_pairs(
-            self.logits.detach(), self.all_positive, self.all_negative, mining, row_keys
-        )
-
-    def log_negatives(self):
-        return _log_sum(self.logits, self.negative)
-
-    def positive_losses(self, log_negatives):
-        pair_loss = F.softplus(log_negatives[:, None] - self.logits).where(self.positive, 0)
-        return pair_loss.sum(dim=1), self.positive.sum(dim=1)
-
-    def similarities(self):
-        cosine = self.cosine.detach()
-        for pairs in (self.all_positive, self.all_negative):
-            yield cosine.where(pairs, 0).sum()
-            yield pairs.sum()
-
-
-class _BankPart:
-    """A memory as contrast set."""
-
-    def __init__(self, anchors, labels, mask, temperature, mining, row_keys, bank, chunk):
-        self.anchors, self.labels, self.mask, self.bank = anchors, labels, mask, bank
-        self.temperature, self.chunk = temperature, chunk
-        self.mining, self.row_keys = mining, row_keys
-
-    def log_negatives(self):
-        if self.mining.mode == "all":
-            return log_negatives(
-                self.anchors,
-                self.labels,
-                self.bank,
-                temperature=self.temperature,
-                chunk=self.chunk,
-            )
-        return mined_log_negatives(
-            self.anchors,
-            self.labels,
-            self.bank,
-            self.mining,
-            self.row_keys,
-            temperature=self.temperature,
-        )
-
-    def positive_losses(self, log_negatives):
-        rows = (self.anchors, log_negatives, self.labels, self.mask, self.bank)
-        if self.mining.mode == "all":
-            return positive_losses(*rows, temperature=self.temperature, chunk=self.chunk)
-        return mined_positive_losses(
-            *rows, self.mining, self.row_keys, temperature=self.temperature
-        )
-
-    def similarities(self):
-        """Sums of cosines from the sum of each class: one pass over the bank, no matrix."""
-        anchors = self.anchors.detach() * self.mask[:, None]
-        of_class = anchors.new_zeros(self.bank[0].rows.shape[0], anchors.shape[1])
-        for block in blocks(self.bank, self.chunk, anchors.dtype):
-            sums = torch.bmm(block.filled.to(anchors.dtype)[:, None], block.rows)
-            of_class.index_add_(0, block.classes, sums.squeeze(1))
-        fill = sum(fill for _, fill in self.bank)
-        labels = self.labels.where(self.mask, 0)
-        positive = (anchors * of_class[labels]).sum()
-        positives = (fill[labels] * self.mask).sum()
-        everything = (anchors.sum(0) * of_class.sum(0)).sum()
-        return positive, positives, everything - positive, fill.sum() * self.mask.sum() - positives
-
-
-def _log_sum(logits, mask):
-    """(N,) log of the sum of exp over the masked columns, ``EMPTY`` where there are none."""
-    some = mask.any(dim=1, keepdim=True)
-    # logsumexp over an empty set is -inf, and its gradient NaN: such rows get a constant instead.
-    masked = logits.masked_fill(~mask, -torch.inf).where(some, 0)
-    return torch.logsumexp(masked, dim=1).where(some.squeeze(1), EMPTY)

@@ -1,104 +1,15 @@
 """The memory bank of pixel contrast: Wang et al., ICCV 2021, section 3.4."""
 
-import logging
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .class_queue import ClassEntries, ClassQueue
 from .distributed import gather_batch
 from .sampling import gather_pixels, sample_group_pixels
-from .streaming_loss import ClassEntries
 
 # Shorter sums of unit vectors have no direction: the rest is rounding.
 _SHORTEST_SUM = 1e-6
-
-
-class ClassQueue(nn.Module):
-    """A first-in-first-out store of ``size`` vectors for every class.
-
-    The counter ``written`` (C,) alone says what is valid: slots below min(written, size) are
-    filled, and the next one to be written is written % size.
-    """
-
-    def __init__(self, num_classes: int, size: int, dim: int, dtype: torch.dtype = torch.float32):
-        """
-        Args:
-            num_classes: C.
-            size: M, entries per class.
-            dim: D, channels of an entry.
-            dtype: of the entries.
-        """
-        super().__init__()
-        self.register_buffer("rows", torch.zeros(num_classes, size, dim, dtype=dtype))
-        self.register_buffer("written", torch.zeros(num_classes, dtype=torch.int64))
-
-    @property
-    def fill(self) -> torch.Tensor:
-        """(C,) int64, filled slots of each class; they come first."""
-        return self.written.clamp(max=self.rows.shape[1])
-
-    def reset(self) -> None:
-        """Empty the store."""
-        self.rows.zero_()
-        self.written.zero_()
-
-    @torch.no_grad()
-    def push(self, rows: torch.Tensor, mask: torch.Tensor) -> None:
-        """Append to each class the rows that ``mask`` marks, in order. Of too many the last stay.
-
-        Args:
-            rows: (C, K, D).
-            mask: (C, K) bool.
-        """
-        num_classes, size, dim = self.rows.shape
-        rank = mask.cumsum(1) - 1
-        total = mask.sum(1)
-        kept = (mask & (rank >= (total - size)[:, None])).flatten()
-        classes = torch.arange(num_classes, device=rows.device)[:, None]
-        target = (classes * size + (self.written[:, None] + rank) % size).flatten()
-
-        # The shape must not depend on how many are kept: the others write again what the first
-        # kept one writes, or, if there is none, what slot 0 holds already.
-        item = torch.arange(kept.numel(), device=rows.device)
-        source = torch.where(kept, item, kept.long().argmax())
-        some = kept.any()
-        flat = self.rows.view(-1, dim)
-        values = rows.reshape(-1, dim)[source].to(flat.dtype)
-        flat.index_copy_(
-            0, torch.where(some, target[source], 0), torch.where(some, values, flat[:1])
-        )
-        self.written += total
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
-        """Load both buffers or neither.
-
-        A store of another shape starts empty. Checkpointers that drop tensors of other shapes leave
-        the counter alone behind, which must not declare zeros to be entries.
-        """
-        found = {name: state_dict.get(prefix + name) for name in self._buffers}
-        if all(v is not None and v.shape == self._buffers[n].shape for n, v in found.items()):
-            super()._load_from_state_dict(
-                state_dict,
-                prefix,
-                local_metadata,
-                strict,
-                missing_keys,
-                unexpected_keys,
-                error_msgs,
-            )
-            return
-        present = any(value is not None for value in found.values())
-        if present:
-            logging.getLogger(__name__).info(
-                f"{prefix}rows: the checkpoint holds another shape than {tuple(self.rows.shape)}; "
-                "this store starts empty"
-            )
-        else:
-            missing_keys.extend(prefix + name for name in found)
-        self.reset()  # also without any key: old entries do not fit the weights just loaded
 
 
 class MemoryBank(nn.Module):
@@ -152,7 +63,7 @@ class MemoryBank(nn.Module):
 
     def entries(self) -> list[ClassEntries]:
         """What :func:`pixel_contrast_loss` takes as ``bank``: views, not copies."""
-        return [ClassEntries(store.rows, store.fill) for store in self.stores.values()]
+        return [store.entries() for store in self.stores.values()]
 
     def fill_ratio(self) -> torch.Tensor:
         """(C,) share of each class' slots that are filled, both stores together."""

@@ -10,15 +10,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .class_queue import ClassEntries
+from .class_tiles import class_tiles
 from .mining import Mining, choose
-from .streaming_loss import (
-    DEFAULT_CHUNK,
-    EMPTY,
-    ClassEntries,
-    blocks,
-    class_tiles,
-    negative_logits,
-)
+from .streaming_loss import DEFAULT_CHUNK, EMPTY, blocks, negative_logits
 
 # Numbers in the largest temporary: anchors of a chunk x entries of the bank.
 _BUDGET = 1 << 23

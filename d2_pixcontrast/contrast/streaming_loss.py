@@ -18,24 +18,14 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .class_queue import ClassEntries
+from .class_tiles import class_tiles
+
 # Logarithm of an empty sum. Finite, because -inf - (-inf) would be NaN in a gradient.
 EMPTY = -1e30
 # exp(-80) is well above the smallest float32: up to this span one constant shift serves all rows.
 _SPAN_WITHOUT_UNDERFLOW = 80.0
-_TILE = 64
 DEFAULT_CHUNK = 2048
-
-
-class ClassEntries(NamedTuple):
-    """Entries of a memory, sorted by class.
-
-    Attributes:
-        rows: (C, M, D) vectors without gradient, of length 1; finite in empty slots too.
-        fill: (C,) int64, slots below it are filled, the others take no part.
-    """
-
-    rows: torch.Tensor
-    fill: torch.Tensor
 
 
 class Block(NamedTuple):
@@ -195,48 +185,3 @@ class _PositiveLosses(torch.autograd.Function):
     def backward(ctx, grad):
         towards, slopes = ctx.saved_tensors
         return grad[:, None] * towards, grad * slopes, None, None, None, None, None
-
-
-class ClassTiles(NamedTuple):
-    """Anchors in tiles of one class each; a fixed number of tiles, some of their rows empty.
-
-    Attributes:
-        index: (t, T) int64, the anchors; arbitrary in empty rows.
-        valid: (t, T) bool.
-        classes: (t,) int64, arbitrary in tiles without a row.
-    """
-
-    index: torch.Tensor
-    valid: torch.Tensor
-    classes: torch.Tensor
-
-    def scatter(self, values: torch.Tensor, num_anchors: int) -> torch.Tensor:
-        """(t, T, ...) values of the tiles' rows to (N, ...); 0 for anchors in no tile."""
-        trailing = values.shape[2:]
-        valid = self.valid.view(*self.valid.shape, *[1] * len(trailing))
-        result = values.new_zeros(num_anchors, *trailing)
-        return result.index_add_(0, self.index.flatten(), values.where(valid, 0).flatten(0, 1))
-
-
-def class_tiles(
-    labels: torch.Tensor, mask: torch.Tensor, num_classes: int, tile: int = _TILE
-) -> ClassTiles:
-    """Lay out the anchors (N,) that ``mask`` marks in tiles of ``tile`` rows of one class."""
-    device = labels.device
-    tile = max(1, min(tile, len(labels)))
-    bins = labels.where(mask & (labels >= 0) & (labels < num_classes), num_classes)
-    order = torch.argsort(bins)
-    count = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
-    count.scatter_add_(0, bins, torch.ones_like(bins))
-    first_row = count.cumsum(0) - count
-    tiles_of = (count[:-1] + tile - 1) // tile
-    last_tile = tiles_of.cumsum(0)
-
-    # Full tiles are at most N // tile, and each class that occurs adds at most a partial one.
-    number = torch.arange(len(labels) // tile + min(num_classes, len(labels)), device=device)
-    found = torch.searchsorted(last_tile, number, right=True)
-    classes = found.clamp(max=num_classes - 1)
-    row = (number - last_tile[classes] + tiles_of[classes])[:, None] * tile
-    row = row + torch.arange(tile, device=device)
-    valid = (found < num_classes)[:, None] & (row < count[classes, None])
-    return ClassTiles(order[(first_row[classes, None] + row).where(valid, 0)], valid, classes)

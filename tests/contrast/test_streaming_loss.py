@@ -6,7 +6,7 @@ from operator_record import Operators
 from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import ClassEntries, ExtraNegatives, pixel_contrast_loss
-from d2_pixcontrast.contrast.streaming_loss import class_tiles
+from d2_pixcontrast.contrast.class_tiles import class_tiles
 
 
 def unit(*shape, g, dtype=torch.float64):
