@@ -1,9 +1,11 @@
 """What anchors are contrasted with: the batch, or a memory.
 
-A set offers :func:`pixel_contrast_loss` three methods. ``log_negatives()``: (N,) log of the sum of
-exp(s_in) over its negatives. ``positive_losses(log_negatives)``: (N,) sums of softplus(log E - s_ip)
-over its positives, and (N,) numbers of them. ``similarities()``: sum and number of the cosines of
-all positive pairs, and of all negative pairs.
+A set offers :func:`pixel_contrast_loss` three methods:
+
+* ``log_negatives()``: (N,) log of the sum of exp(s_in) over its negatives.
+* ``positive_losses(log_negatives)``: (N,) sums of softplus(log E_i - s_ip) over its positives, and
+  (N,) numbers of them.
+* ``similarities()``: sum and number of the cosines of all positive pairs, and of all negative ones.
 """
 
 import torch

@@ -7,10 +7,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2_pixcontrast import add_pixcontrast_config
+from d2_pixcontrast.config import inference_config
 from d2_pixcontrast.contrast import MemoryBank, Mining, ProjectionHead, nearest_resize
+from d2_pixcontrast.engine.checkpoint import SemSegCheckpointer
 from d2_pixcontrast.modeling.sem_seg_head import _by_name
 from d2_pixcontrast.modeling.terms import PixelContrast, TermInputs, TrainingProgress
 
@@ -251,3 +255,33 @@ def test_a_resumed_term_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(losses["loss_pixel_contrast"], expected["loss_pixel_contrast"])
     for name, value in state_of(term).items():
         assert torch.equal(resumed.bank.get_buffer(name), value)
+
+
+def test_the_memory_trains_within_the_model_and_is_no_part_of_inference(tmp_path):
+    cfg = get_cfg()
+    add_pixcontrast_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.NAME = "mobilenetv2_035"
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 8
+    cfg.MODEL.SEM_SEG_HEAD.DECODER = "FCNDecoder"
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = ["res5"]
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = CLASSES
+    cfg.MODEL.SEM_SEG_HEAD.TERMS = ["PixelContrast"]
+    cfg.MODEL.PIXEL_CONTRAST.MAX_VIEWS = 2
+    cfg.MODEL.PIXEL_CONTRAST.MEMORY.ENABLED = True
+    cfg.MODEL.PIXEL_CONTRAST.MEMORY.PIXEL_SIZE = 50
+    model = build_model(cfg)
+    labels = torch.arange(64 * 64).view(64, 64) // 1500
+    batch = [{"image": torch.rand(3, 64, 64) * 255, "sem_seg": labels}] * 2
+    bank = model.sem_seg_head.terms["PixelContrast"].bank
+    with EventStorage(0) as storage:
+        storage.iter = cfg.MODEL.SEM_SEG_HEAD.SCALARS_PERIOD - 1
+        sum(model(batch).values()).backward()
+        recorded = storage.latest()
+    assert torch.all(bank.region.written == 2)
+    assert {f"contrast/bank_fill/{c}" for c in range(CLASSES)} <= set(recorded)
+    SemSegCheckpointer(model, str(tmp_path)).save("model")
+    plain = build_model(inference_config(cfg))
+    SemSegCheckpointer(plain, strict=True).load(str(tmp_path / "model.pth"))
+    assert not any("bank" in name for name in plain.state_dict())
