@@ -47,6 +47,9 @@ class ClassQueue(nn.Module):
         """The entries as :func:`pixel_contrast_loss` takes them: a view, not a copy."""
         return ClassEntries(self.rows, self.fill)
 
+    def extra_repr(self) -> str:
+        return f"{tuple(self.rows.shape)}, {self.rows.dtype}"
+
     def reset(self) -> None:
         """Empty the store."""
         self.rows.zero_()

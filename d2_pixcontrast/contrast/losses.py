@@ -75,7 +75,8 @@ def pixel_contrast_loss(
         bank: stores of class-sorted entries, see :meth:`MemoryBank.entries`; None = the batch.
         with_batch: the contrast set is the bank and the batch.
         extra: further negatives, outside of the mining.
-        mining: chooses positives and negatives, in the bank and in the batch; None = all.
+        mining: chooses positives and negatives; bank and batch give their numbers each if the
+            contrast set is both. None = all.
         row_keys: (N,) int64 in [0, 2**32), random; for the modes of ``mining`` that draw.
         temperature: tau.
         base_temperature: tau0.

@@ -17,7 +17,8 @@ _LAST = 1 << 32
 
 
 class Mining(NamedTuple):
-    """
+    """How positives and negatives are chosen.
+
     Attributes:
         mode: "all"; "random" ones; the "hardest" (nearest negatives, farthest positives); or
             "semi_hard", random ones of the hardest ``hard_fraction``.

@@ -285,3 +285,14 @@ def test_the_memory_trains_within_the_model_and_is_no_part_of_inference(tmp_path
     plain = build_model(inference_config(cfg))
     SemSegCheckpointer(plain, strict=True).load(str(tmp_path / "model.pth"))
     assert not any("bank" in name for name in plain.state_dict())
+
+
+def test_mining_draws_by_seed_iteration_and_global_image():
+    term = make_term(mining=Mining("random"))
+    size, index = torch.Size((8, 8)), torch.arange(64)
+    of_image_2 = term._row_keys(make_inputs(first_image=2), size, index)
+    as_third = term._row_keys(make_inputs(batch=4), size, index + 2 * 64)
+    assert torch.equal(of_image_2, as_third)
+    assert not torch.equal(of_image_2, term._row_keys(make_inputs(first_image=0), size, index))
+    later = term._row_keys(make_inputs(iteration=1, first_image=2), size, index)
+    assert not torch.equal(of_image_2, later)
