@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-_TILE = 64
+_TILE = 32
 
 
 class ClassTiles(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from .class_queue import ClassEntries
 from .contrast_sets import BankSet, BatchSet, log_sum
 from .mining import Mining
-from .streaming_loss import DEFAULT_CHUNK
+from .streaming_loss import default_chunk
 
 
 class ContrastLoss(NamedTuple):
@@ -52,7 +52,7 @@ def pixel_contrast_loss(
     row_keys: torch.Tensor | None = None,
     temperature: float = 0.1,
     base_temperature: float = 0.07,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
 ) -> ContrastLoss:
     """Contrast anchors with each other, or with a memory: Wang et al., ICCV 2021, equation (3).
 
@@ -80,7 +80,8 @@ def pixel_contrast_loss(
         row_keys: (N,) int64 in [0, 2**32), random; for the modes of ``mining`` that draw.
         temperature: tau.
         base_temperature: tau0.
-        chunk: entries of the bank that are looked at together.
+        chunk: entries of the bank that are looked at together; None = a number that suits the
+            device.
 
     Raises:
         ValueError: ``mining`` draws, but there are no ``row_keys``.
@@ -90,6 +91,7 @@ def pixel_contrast_loss(
     if mask is None:
         mask = torch.ones_like(labels, dtype=torch.bool)
     mining = Mining() if mining is None else mining
+    chunk = default_chunk(anchors.device) if chunk is None else chunk
     if row_keys is None:
         if mining.mode in ("random", "semi_hard"):
             raise ValueError(f"mining mode {mining.mode!r} needs row_keys")

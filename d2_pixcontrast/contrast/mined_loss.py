@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .class_queue import ClassEntries
 from .class_tiles import class_tiles
 from .mining import Mining, choose
-from .streaming_loss import DEFAULT_CHUNK, EMPTY, blocks, negative_logits
+from .streaming_loss import EMPTY, blocks, default_chunk, negative_logits
 
 # Numbers in the largest temporary: anchors of a chunk x entries of the bank.
 _BUDGET = 1 << 23
@@ -132,7 +132,7 @@ def _slots(rows):
 
 
 def _all_blocks(bank, like):
-    return blocks(bank, DEFAULT_CHUNK, like.dtype)
+    return blocks(bank, default_chunk(like.device), like.dtype)
 
 
 def _weighted_sum(weights, bank):

@@ -25,7 +25,11 @@ from .class_tiles import class_tiles
 EMPTY = -1e30
 # exp(-80) is well above the smallest float32: up to this span one constant shift serves all rows.
 _SPAN_WITHOUT_UNDERFLOW = 80.0
-DEFAULT_CHUNK = 2048
+
+
+def default_chunk(device: torch.device) -> int:
+    """Entries per block: what stays in a CPU's caches; more on a GPU, where launches cost."""
+    return 1024 if device.type == "cpu" else 8192
 
 
 class Block(NamedTuple):
@@ -55,11 +59,12 @@ def negative_logits(
     scaled: torch.Tensor, labels: torch.Tensor, block: Block, shift: float = 0.0
 ) -> torch.Tensor:
     """(N, k * m) logits minus ``shift``; -inf for the anchor's own class and in empty slots."""
-    bias = torch.full_like(block.filled, -shift, dtype=scaled.dtype)
-    bias = bias.masked_fill(~block.filled, -torch.inf).flatten()
-    logits = torch.addmm(bias, scaled, block.rows.flatten(0, 1).t())
-    own = labels[:, None] == block.classes
-    logits.view(*own.shape, -1).masked_fill_(own[:, :, None], -torch.inf)
+    zero = scaled.new_zeros(())
+    empty = torch.where(block.filled, zero - shift, -torch.inf).flatten()
+    own = torch.where(labels[:, None] == block.classes, -torch.inf, zero)
+    logits = torch.addmm(empty, scaled, block.rows.flatten(0, 1).t())
+    # Added, since that is several times faster than masked_fill.
+    logits.view(*own.shape, -1).add_(own[:, :, None])
     return logits
 
 
@@ -69,7 +74,7 @@ def log_negatives(
     bank: Sequence[ClassEntries],
     *,
     temperature: float,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int,
 ) -> torch.Tensor:
     """(N,) log of the sum of exp(s_in) over the bank's entries of other classes.
 
@@ -128,7 +133,7 @@ def positive_losses(
     bank: Sequence[ClassEntries],
     *,
     temperature: float,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of -log p over the bank's entries of the anchor's class, and how many these are.
 
