@@ -64,6 +64,9 @@ def test_draws_are_even_and_depend_on_the_key(mode):
     assert (hits[100 - pool :] - expected).abs().max() < 5 * (expected * (1 - 10 / pool)) ** 0.5
     again, _ = choose(hardness, mining, 10, keys)
     assert torch.equal(again, index)
+    # Two rows share 10 * 10 / pool of their columns on average, as independent draws do.
+    shared = [len(set(index[i].tolist()) & set(index[i + 1].tolist())) for i in range(299)]
+    assert abs(sum(shared) / 299 - 100 / pool) < 0.3
     assert not torch.equal(choose(hardness, mining, 10, keys, stream=1)[0], index)
 
 
