@@ -110,8 +110,9 @@ class MemoryBank(nn.Module):
             candidates.append(rows)
             mask.append(valid)
         candidates, mask = torch.cat(candidates, 2), torch.cat(mask, 2)
-        # An overflow in one step must not stay in the bank for thousands of them.
-        mask &= candidates.isfinite().all(dim=-1)
+        # An overflow in one step must not stay in the bank for thousands of them, nor must zeros.
+        length = candidates.norm(dim=-1)
+        mask &= length.isfinite() & (length > 0)
         self._write(gather_batch(candidates.to(self._dtype)), gather_batch(mask))
 
     @property

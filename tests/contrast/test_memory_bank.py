@@ -118,15 +118,17 @@ def test_labels_on_another_grid_are_refused():
         MemoryBank(5, 4).enqueue(embeddings, labels[:, ::2], keys, ignore_value=IGNORE)
 
 
-def test_overflown_embeddings_stay_out():
+def test_overflown_and_zero_embeddings_stay_out():
     embeddings, labels, keys = random_batch(seed=1)
+    embeddings[2, :, 2, 3] = 0
     embeddings[0, :, 2, 2] = torch.nan
     embeddings[1, 0, 3, 3] = torch.inf
     labels[:, 2:4, 2:4] = 1
-    bank = MemoryBank(5, 4, region_size=9, pixel_size=9, pixels_per_group=90)
+    bank = MemoryBank(5, 4, region_size=9, pixel_size=200, pixels_per_group=90)
     bank.enqueue(embeddings, labels, keys, ignore_value=IGNORE)
     assert bank.region.rows.isfinite().all() and bank.pixel.rows.isfinite().all()
     assert bank.region.written.sum() > 0 and bank.pixel.written[1] > 0
+    assert torch.all(bank.pixel.rows[1].norm(dim=1)[: bank.pixel.fill[1]] > 0.9)
 
 
 def test_a_mean_without_direction_is_no_entry():
