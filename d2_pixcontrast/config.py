@@ -85,9 +85,27 @@ def _add_pixel_contrast(cfg: CN) -> None:
     node.PROJECTOR.NORM = "BN"  # of the mlp's hidden layer; "" = none
     node.TEMPERATURE = 0.1
     node.BASE_TEMPERATURE = 0.07  # the loss is multiplied by TEMPERATURE / BASE_TEMPERATURE
-    node.MAX_SAMPLES = 1024  # anchors per rank and step, at most
-    node.MAX_VIEWS = 100  # anchors per (image, class), at most; a group needs more pixels than this
+    # "per_image": groups of (image, class), as the published code; "per_class": the paper's text.
+    node.SAMPLER = "per_image"
+    node.MAX_SAMPLES = 1024  # "per_image": anchors per rank and step, at most
+    # "per_image": anchors per (image, class), at most; a group needs more pixels than this.
+    node.MAX_VIEWS = 100
+    node.ANCHORS_PER_CLASS = 50  # "per_class": anchors per class, rank and step, half of them hard
     node.WARMUP = 0.125  # fraction of MAX_ITER during which the term is off (5000 of 40k)
+    memory = node.MEMORY = CN()  # entries of earlier batches; filled from the first iteration on
+    memory.ENABLED = False  # True: anchors are contrasted with the memory instead of each other
+    memory.REGION_SIZE = 5000  # means of a class in one image, per class; 0 = no such store
+    memory.PIXEL_SIZE = 5000  # single pixels, per class; 0 = no such store, none is gathered
+    memory.PIXELS_PER_GROUP = 10  # pixels that each (image, class) gives, gathered over all ranks
+    memory.DTYPE = "float32"  # or "bfloat16", for half the memory; the loss is float32 with both
+    memory.WITH_BATCH = False  # contrast with the batch's anchors too
+    mining = node.MINING = CN()  # which positives and negatives an anchor is contrasted with
+    # "all"; "random"; "hardest" (nearest negatives, farthest positives); "semi_hard" (random of
+    # the hardest HARD_FRACTION).
+    mining.MODE = "all"
+    mining.NUM_POSITIVES = 1024  # per anchor, at most; not for "all"
+    mining.NUM_NEGATIVES = 2048
+    mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives
 
 
 def _add_solver(cfg: CN) -> None:

@@ -6,7 +6,7 @@ describes them.
 
 import torch
 
-from d2_pixcontrast.contrast import pixel_contrast_loss
+from d2_pixcontrast.contrast import ClassEntries, pixel_contrast_loss
 
 
 def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
@@ -15,6 +15,21 @@ def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
     result = pixel_contrast_loss(
         rows.flatten(0, 1),
         torch.from_numpy(labels).long().repeat_interleave(rows.shape[1]),
+        temperature=float(temperature),
+        base_temperature=float(base_temperature),
+    )
+    result.loss.backward()
+    return {"loss": result.loss.detach().numpy(), "grad_anchors": rows.grad.numpy()}
+
+
+def pixel_contrast_memory(anchors, labels, bank, fill, temperature, base_temperature):
+    """anchors (N, D), labels (N,), bank (C, M, D) whose slots >= fill (C,) are empty."""
+    rows = torch.from_numpy(anchors).double().requires_grad_()
+    entries = ClassEntries(torch.from_numpy(bank).double(), torch.from_numpy(fill).long())
+    result = pixel_contrast_loss(
+        rows,
+        torch.from_numpy(labels).long(),
+        bank=[entries],
         temperature=float(temperature),
         base_temperature=float(base_temperature),
     )

@@ -56,7 +56,7 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) features to (B, dim, h, w) embeddings of length 1, in float32 or wider."""
-        return _unit(self.out(self.hidden(features)))
+        return self.all_rows(self.hidden(features))
 
     def at(self, features: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """(S, dim) embeddings at flat (B, h, w) positions ``index`` alone: rows of :meth:`forward`.
@@ -64,7 +64,15 @@ class ProjectionHead(nn.Module):
         The norm layer needs every pixel; the last convolution and the normalisation, which hold
         most of the memory, do not.
         """
-        rows = gather_pixels(self.hidden(features), index)
+        return self.rows(self.hidden(features), index)
+
+    def all_rows(self, hidden: torch.Tensor) -> torch.Tensor:
+        """:meth:`forward` from the output of ``self.hidden``, for callers that need it twice."""
+        return _unit(self.out(hidden))
+
+    def rows(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """:meth:`at` from the output of ``self.hidden``."""
+        rows = gather_pixels(hidden, index)
         return _unit(F.linear(rows, self.out.weight.flatten(1), self.out.bias))
 
 

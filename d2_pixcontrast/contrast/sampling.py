@@ -50,14 +50,12 @@ def sample_hard_anchors(
     """
     batch, num_classes = group_keys.shape
     num_groups = batch * num_classes
-    group, is_easy, valid = _group_of_pixels(labels, predictions, num_classes, ignore_value)
+    group, valid = group_of_pixels(labels, num_classes, ignore_value)
+    is_easy = (labels == predictions).long().flatten()
 
     # One bin per (group, easy) and a last one for pixels of no group; hard pixels come first.
     bins = torch.where(valid, group * 2 + is_easy, 2 * num_groups)
-    counts = torch.zeros(2 * num_groups + 1, dtype=torch.int64, device=labels.device)
-    counts.scatter_add_(0, bins, torch.ones_like(bins))
-    starts = counts.cumsum(0) - counts
-    order = torch.argsort((bins << 32) | pixel_keys.flatten())
+    order, starts, counts = sort_by_bin(bins, pixel_keys, 2 * num_groups + 1)
 
     hard_count, easy_count = counts[:-1].view(num_groups, 2).unbind(1)
     eligible = hard_count + easy_count > max_views
@@ -78,13 +76,104 @@ def sample_hard_anchors(
     return AnchorSample(index, slot_group % num_classes, mask, hard & mask)
 
 
-def _group_of_pixels(labels, predictions, num_classes, ignore_value):
-    """Flat group index, easy flag (0 or 1) and validity of every pixel."""
+def sample_class_anchors(
+    labels: torch.Tensor,
+    predictions: torch.Tensor,
+    pixel_keys: torch.Tensor,
+    hard_keys: torch.Tensor,
+    *,
+    num_classes: int,
+    ignore_value: int,
+    per_class: int = 50,
+) -> AnchorSample:
+    """Choose up to ``per_class`` anchors of every class in the batch: the paper's own numbers.
+
+    Half of them (a single one, too) are hard, wrongly predicted, as far as there are so many; the
+    others are drawn from all the remaining pixels of the class, whatever their prediction.
+
+    Args:
+        labels: (B, h, w) int64; ``ignore_value`` and ids outside 0..C-1 are of no class.
+        predictions: (B, h, w) int64, predicted classes on the same grid.
+        pixel_keys: (B, h * w) int64 in [0, 2**32), random; order of the draw from all pixels.
+        hard_keys: the same, independent of ``pixel_keys``; order of the draw from hard pixels.
+        num_classes: C; the result has C * per_class slots, slot s is of class s // per_class.
+        ignore_value: label of pixels without a class.
+        per_class: anchors per class, at most.
+    """
+    valid = ((labels != ignore_value) & (labels >= 0) & (labels < num_classes)).flatten()
+    bins = labels.flatten().where(valid, num_classes)
+    hard = (labels != predictions).flatten()
+    # Pass 1 marks the first hard pixels of each class, pass 2 fills up behind them.
+    order, starts, _ = sort_by_bin(2 * bins + ~hard, hard_keys, 2 * num_classes + 2)
+    view = torch.arange(per_class, device=labels.device)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    taken = hard & (rank - starts[2 * bins] < max(per_class // 2, 1))
+    keys = pixel_keys.flatten() + torch.where(taken, 0, 1 << 32)
+    order, starts, counts = sort_by_bin(bins, keys, num_classes + 1, bits=33)
+    mask = view < counts[:-1, None]
+    index = order[torch.where(mask, starts[:-1, None] + view, 0)]
+    slot_labels = torch.arange(num_classes, device=labels.device).repeat_interleave(per_class)
+    mask, index = mask.flatten(), index.flatten()
+    return AnchorSample(index, slot_labels, mask, hard[index] & mask)
+
+
+def sample_group_pixels(
+    labels: torch.Tensor,
+    pixel_keys: torch.Tensor,
+    *,
+    num_classes: int,
+    ignore_value: int,
+    per_group: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to ``per_group`` random pixels of every (image, class), without replacement.
+
+    Args:
+        labels: (B, h, w) int64; ``ignore_value`` and ids outside 0..C-1 are of no class.
+        pixel_keys: (B, h * w) int64 in [0, 2**32), random.
+        num_classes: C.
+        ignore_value: label of pixels without a class.
+        per_group: P, slots of each group.
+
+    Returns:
+        (B, C, P) int64 positions in the flattened (B, h, w) grid, arbitrary where there are too few
+        pixels, and a (B, C, P) bool mask of the slots that hold one.
+    """
+    num_groups = labels.shape[0] * num_classes
+    group, valid = group_of_pixels(labels, num_classes, ignore_value)
+    bins = group.where(valid, num_groups)
+    order, starts, counts = sort_by_bin(bins, pixel_keys.flatten(), num_groups + 1)
+    view = torch.arange(per_group, device=labels.device)
+    mask = view < counts[:-1, None]
+    index = order[torch.where(mask, starts[:-1, None] + view, 0)]
+    shape = (labels.shape[0], num_classes, per_group)
+    return index.view(shape), mask.view(shape)
+
+
+def group_of_pixels(
+    labels: torch.Tensor, num_classes: int, ignore_value: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat (image, class) index (B * h * w,) of every pixel of (B, h, w), and its validity."""
     valid = (labels != ignore_value) & (labels >= 0) & (labels < num_classes)
     image = torch.arange(labels.shape[0], device=labels.device)[:, None, None]
     group = image * num_classes + labels.where(valid, 0)
-    is_easy = (labels == predictions).long()
-    return group.flatten(), is_easy.flatten(), valid.flatten()
+    return group.flatten(), valid.flatten()
+
+
+def sort_by_bin(
+    bins: torch.Tensor, keys: torch.Tensor, num_bins: int, bits: int = 32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Order of items by (bin, key), and where each bin starts in it and how many items it has.
+
+    Args:
+        bins: (S,) int64 in [0, num_bins).
+        keys: int64 in [0, 2**bits), S of them.
+        num_bins: number of bins.
+        bits: of a key.
+    """
+    counts = torch.zeros(num_bins, dtype=torch.int64, device=bins.device)
+    counts.scatter_add_(0, bins, torch.ones_like(bins))
+    order = torch.argsort((bins << bits) | keys.flatten())
+    return order, counts.cumsum(0) - counts, counts
 
 
 def _hard_views(views, hard_count, easy_count):

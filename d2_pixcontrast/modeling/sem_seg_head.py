@@ -145,7 +145,18 @@ class PixelContrastSemSegHead(nn.Module):
         """Write the terms' scalars; only now and then, since each of them waits for the device."""
         storage = current_event_storage()
         if scalars and storage is not None and (storage.iter + 1) % self.scalars_period == 0:
-            storage.put_scalars(**{name: float(value) for name, value in scalars.items()})
+            storage.put_scalars(**_by_name(scalars))
+
+
+def _by_name(scalars: dict[str, torch.Tensor]) -> dict[str, float]:
+    """0-d tensors by their name, the items of (C,) tensors as ``<name>/<class>``."""
+    result = {}
+    for name, value in scalars.items():
+        if value.dim():
+            result.update({f"{name}/{c}": v for c, v in enumerate(value.tolist())})
+        else:
+            result[name] = float(value)
+    return result
 
 
 def _build_aux_head(cfg, input_shape) -> nn.Module | None:

@@ -41,13 +41,21 @@ class Term(nn.Module):
         self.warmup = warmup
 
     def forward(self, inputs: TermInputs) -> tuple[dict, dict]:
-        """Losses by name, and scalars to record (0-d tensors without gradient)."""
+        """Losses by name, and scalars to record (0-d or (C,) tensors without gradient)."""
         if inputs.progress.fraction < self.warmup:
             # Off is skipped, not multiplied by 0: a NaN or inf in the features must not pass. The
             # edge goes to the parameters, which are finite.
             zero = sum(p.sum() for p in self.parameters()) * 0.0
-            return dict.fromkeys(self.loss_names, zero), {}
+            return dict.fromkeys(self.loss_names, zero), self.observe(inputs)
         return self.compute(inputs)
+
+    def observe(self, inputs: TermInputs) -> dict:
+        """What a term does in its warm-up, without gradient, such as filling a memory.
+
+        Returns:
+            Scalars to record.
+        """
+        return {}
 
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
         """:meth:`forward` once the warm-up is over."""

@@ -1,0 +1,78 @@
+"""tools/benchmark_contrast.py on tiny problems."""
+
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark_contrast.py"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark_contrast", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "benchmark_contrast", module)
+    spec.loader.exec_module(module)
+    tiny = {name: functools.partial(p, tiny=True) for name, p in module.PRESETS.items()}
+    monkeypatch.setattr(module, "PRESETS", tiny)
+    return module
+
+
+def test_both_forms_of_the_memory_compute_the_same(benchmark):
+    problem = benchmark.Memory("cpu", tiny=True)
+    results = []
+    for form in benchmark.FORMS:
+        loss = getattr(problem, form)()
+        results.append((loss, torch.autograd.grad(loss, problem.leaf)[0]))
+    torch.testing.assert_close(*results)
+
+
+def test_both_forms_of_the_batch_sample_alike(benchmark):
+    problem = benchmark.Batch("cpu", tiny=True)
+    losses = {form: benchmark.step(problem, form).loss for form in benchmark.FORMS}
+    assert losses["ours"] == pytest.approx(losses["published"], rel=0.2)  # other random pixels
+
+
+@pytest.mark.parametrize("preset", ["batch", "memory"])
+def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, capsys):
+    extra = {"published": 3000, "ours": 30}
+    monkeypatch.setattr(
+        benchmark, "extra_bytes_of_fresh_process", lambda preset, form, device: extra[form]
+    )
+    path = tmp_path / "result.json"
+    benchmark.main(["--preset", preset, "--json", str(path), "--rounds", "2"])
+    result = json.loads(path.read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    published, ours = result["published"], result["ours"]
+    assert result["time_ratio"] == published["seconds"] / ours["seconds"] > 0
+    assert result["memory_ratio"] == 100
+    assert (published["extra_bytes"], ours["extra_bytes"]) == (3000, 30)
+
+
+ALLOCATES_40_MIB = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import benchmark_contrast
+
+class Problem:
+    leaf = torch.ones(1, requires_grad=True)
+    inputs = torch.ones(30 << 20)
+
+    def ours(self):
+        return self.leaf.sum() + torch.ones(10 << 20).sum()
+
+sys.stdout.write(str(benchmark_contrast.extra_bytes(Problem(), "ours")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux' /proc")
+def test_peak_memory_is_counted_above_the_inputs():
+    command = [sys.executable, "-c", ALLOCATES_40_MIB, str(TOOL.parent)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(run.stdout) == pytest.approx(40 << 20, rel=0.25)

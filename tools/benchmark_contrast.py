@@ -1,0 +1,283 @@
+#!/usr/bin/env python
+"""Time and memory of the contrast losses against the published form of the same computation.
+
+    python tools/benchmark_contrast.py --preset memory --json memory.json
+    python tools/benchmark_contrast.py --preset batch --json batch.json --device cuda
+
+Both forms run forward and backward in turn, in one process, and the medians are compared. The peak
+memory of each is measured in a fresh process, above the inputs. The file holds `time_ratio` and
+`memory_ratio` (published / ours), and under `published` and `ours` their `seconds` and
+`extra_bytes`. On Linux and CUDA.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from d2_pixcontrast.contrast import (
+    ClassEntries,
+    gather_pixels,
+    pixel_contrast_loss,
+    random_keys,
+    sample_hard_anchors,
+)
+
+TEMPERATURE, BASE_TEMPERATURE = 0.1, 0.07
+MAX_SAMPLES, MAX_VIEWS = 1024, 100
+IGNORE = 255
+logger = logging.getLogger("benchmark_contrast")
+
+
+class Memory:
+    """1024 anchors against a full memory of 19 classes x 2 x 5000 entries of 256 channels."""
+
+    def __init__(self, device, tiny=False):
+        anchors, classes, size, dim = (16, 3, 4, 8) if tiny else (1024, 19, 5000, 256)
+        torch.manual_seed(0)
+        self.leaf = F.normalize(torch.randn(anchors, dim, device=device), dim=1).requires_grad_()
+        self.labels = torch.randint(classes, (anchors,), device=device)
+        self.stores = []
+        for _ in range(2):
+            rows = torch.empty(classes, size, dim, device=device)
+            for of_class in rows:  # no second copy, whose memory the process might keep
+                of_class.normal_()
+                of_class /= of_class.norm(dim=1, keepdim=True)
+            self.stores.append(rows)
+
+    def ours(self):
+        fill = torch.full((len(self.stores[0]),), self.stores[0].shape[1], device=self.leaf.device)
+        bank = [ClassEntries(rows, fill) for rows in self.stores]
+        return pixel_contrast_loss(
+            self.leaf,
+            self.labels,
+            bank=bank,
+            temperature=TEMPERATURE,
+            base_temperature=BASE_TEMPERATURE,
+        ).loss
+
+    def published(self):
+        contrast = torch.cat([rows.flatten(0, 1) for rows in self.stores])
+        classes = torch.arange(len(self.stores[0]), device=self.leaf.device)
+        per_class = self.stores[0].shape[1]
+        return dense_loss(
+            self.leaf, self.labels, contrast, classes.repeat_interleave(per_class).repeat(2)
+        )
+
+
+class Batch:
+    """Sampling, gathering and loss on 2 x 128 x 256 x 256 embeddings of 19 classes."""
+
+    def __init__(self, device, tiny=False):
+        size, dim, cell = (32, 8, 16) if tiny else (256, 128, 32)
+        torch.manual_seed(0)
+        self.leaf = F.normalize(torch.randn(2, dim, size, size, device=device), dim=1)
+        self.leaf.requires_grad_()
+        labels = torch.randint(19, (2, size // cell, size // cell), device=device)
+        self.labels = labels.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+        wrong = torch.rand(self.labels.shape, device=device) < 0.2
+        self.predictions = self.labels.where(~wrong, (self.labels + 1) % 19)
+
+    def ours(self):
+        images = torch.arange(2, device=self.leaf.device)
+        sample = sample_hard_anchors(
+            self.labels,
+            self.predictions,
+            random_keys(0, 0, images, self.labels[0].numel(), 0),
+            random_keys(0, 0, images, 19, 1),
+            ignore_value=IGNORE,
+            max_samples=MAX_SAMPLES,
+            max_views=MAX_VIEWS,
+        )
+        return pixel_contrast_loss(
+            gather_pixels(self.leaf, sample.index),
+            sample.labels,
+            mask=sample.mask,
+            temperature=TEMPERATURE,
+            base_temperature=BASE_TEMPERATURE,
+        ).loss
+
+    def published(self):
+        anchors, labels = loop_sampling(self.leaf, self.labels, self.predictions)
+        views = anchors.shape[1]
+        rows, labels = anchors.flatten(0, 1), labels.repeat_interleave(views)
+        return dense_loss(rows, labels, rows, labels, same_rows=True)
+
+
+def dense_loss(anchors, labels, contrast, contrast_labels, same_rows=False):
+    """Equation (3) of Wang et al., ICCV 2021, with every (N, K) matrix written out.
+
+    As in the published code: float masks, the row maximum subtracted, a logarithm for every pair.
+    """
+    positive = (labels[:, None] == contrast_labels[None, :]).float()
+    negative = 1 - positive
+    logits = anchors @ contrast.t() / TEMPERATURE
+    logits = logits - logits.max(dim=1, keepdim=True).values.detach()
+    if same_rows:
+        positive = positive * (1 - torch.eye(len(anchors), device=anchors.device))
+    exponentials = torch.exp(logits)
+    negatives = (exponentials * negative).sum(dim=1, keepdim=True)
+    log_probability = logits - torch.log(exponentials + negatives)
+    per_anchor = (positive * log_probability).sum(dim=1) / positive.sum(dim=1)
+    return -(TEMPERATURE / BASE_TEMPERATURE) * per_anchor.mean()
+
+
+def loop_sampling(embeddings, labels, predictions):
+    """Hard anchors by loops over images and classes, as published: (A, V, D) and labels (A,)."""
+    rows = embeddings.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    labels, predictions = labels.flatten(1), predictions.flatten(1)
+    groups = [
+        (b, c)
+        for b in range(len(labels))
+        for c in labels[b].unique().tolist()
+        if c != IGNORE and (labels[b] == c).sum() > MAX_VIEWS
+    ]
+    views = min(MAX_SAMPLES // len(groups), MAX_VIEWS)
+    anchors = []
+    for b, c in groups:
+        hard = ((labels[b] == c) & (predictions[b] != c)).nonzero().flatten()
+        easy = ((labels[b] == c) & (predictions[b] == c)).nonzero().flatten()
+        if len(hard) >= views / 2 and len(easy) >= views / 2:
+            keep = views // 2
+        elif len(hard) >= views / 2:
+            keep = views - len(easy)
+        else:
+            keep = len(hard)
+        hard = hard[torch.randperm(len(hard))[:keep]]
+        easy = easy[torch.randperm(len(easy))[: views - keep]]
+        anchors.append(rows[b, torch.cat([hard, easy])])
+    return torch.stack(anchors), torch.tensor([c for _, c in groups], device=labels.device)
+
+
+PRESETS = {"batch": Batch, "memory": Memory}
+FORMS = ("published", "ours")
+
+
+class Step(NamedTuple):
+    """One forward and backward."""
+
+    seconds: float
+    loss: float
+
+
+def step(problem, form: str) -> Step:
+    """Run one form; the gradient is dropped again."""
+    cuda = problem.leaf.is_cuda
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    loss = getattr(problem, form)()
+    loss.backward()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    problem.leaf.grad = None
+    return Step(seconds, loss.item())
+
+
+def extra_bytes(problem, form: str) -> int:
+    """Peak memory of one step above what there was before it."""
+    if problem.leaf.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(problem, form)
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    step(problem, form)
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def extra_bytes_of_fresh_process(preset: str, form: str, device: str) -> int:
+    """:func:`extra_bytes` in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "--preset",
+        preset,
+        "--device",
+        device,
+        "--memory-of",
+        form,
+    ]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(run.stdout.split()[-1])
+
+
+def compare(preset: str, device: str, rounds: int) -> dict:
+    """The result described at the top of this file."""
+    problem = PRESETS[preset](device)
+    steps = {form: [] for form in FORMS}
+    for number in range(rounds + 1):
+        for form in FORMS:
+            taken = step(problem, form)
+            logger.info("round %d, %s: %.3f s, loss %.6f", number, form, *taken)
+            if number:  # the first one warms up
+                steps[form].append(taken)
+    del problem
+    result = {
+        form: {
+            "seconds": statistics.median(s.seconds for s in steps[form]),
+            "extra_bytes": extra_bytes_of_fresh_process(preset, form, device),
+            "loss": steps[form][-1].loss,
+        }
+        for form in FORMS
+    }
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
+    return {
+        "preset": preset,
+        "time_ratio": result["published"]["seconds"] / result["ours"]["seconds"],
+        "memory_ratio": result["published"]["extra_bytes"] / result["ours"]["extra_bytes"],
+        **result,
+        "rounds": rounds,
+        "device": f"{device} {name}".strip(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=sorted(PRESETS), required=True)
+    parser.add_argument("--json", metavar="FILE", help="where to write the result")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if args.rounds < 1:
+        parser.error("--rounds has to be at least 1")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if args.memory_of:
+        step(PRESETS[args.preset](args.device, tiny=True), args.memory_of)  # loads the libraries
+        peak = extra_bytes(PRESETS[args.preset](args.device), args.memory_of)
+        sys.stdout.write(f"{peak}\n")
+        return
+    result = compare(args.preset, args.device, args.rounds)
+    text = json.dumps(result, indent=2)
+    if args.json:
+        Path(args.json).write_text(text + "\n")
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
