@@ -3,6 +3,8 @@
 from .compat import CfgNode as CN
 from .compat import add_deeplab_config
 
+WRAPPER_NAME = "ContrastWrapperHead"  # in MODEL.SEM_SEG_HEAD.NAME
+
 
 def add_pixcontrast_config(cfg: CN) -> None:
     """Add the project's keys to ``cfg``, detectron2's DeepLab keys among them.
@@ -18,11 +20,17 @@ def add_pixcontrast_config(cfg: CN) -> None:
 
 
 def inference_config(cfg: CN) -> CN:
-    """A copy of ``cfg`` whose model has no training-only part: no terms, no auxiliary head."""
+    """A copy of ``cfg`` whose model has no training-only part.
+
+    There are no terms and no auxiliary head, and instead of a wrapped head the head itself.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.SEM_SEG_HEAD.TERMS = []
-    cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = ""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME == WRAPPER_NAME and head.WRAPPED:
+        head.NAME, head.WRAPPED = head.WRAPPED, ""
+    head.TERMS = []
+    head.AUX.IN_FEATURE = ""
     return cfg
 
 
@@ -66,10 +74,19 @@ def _add_model(cfg: CN) -> None:
     head.FCN.CHANNELS = 0  # 0 = as many as the concatenation has
     head.FCN.KERNEL_SIZE = 3
     head.FCN.DROPOUT = 0.1
+    head.OCR = CN()  # OCRDecoder; its own auxiliary prediction takes AUX.LOSS_WEIGHT
+    head.OCR.CHANNELS = 512  # of the pixels, the object regions and the output
+    head.OCR.KEY_CHANNELS = 256  # of the attention's queries, keys and values
+    head.OCR.DROPOUT = 0.05
+    # The one of IN_FEATURES that only the object regions are predicted from (a ResNet's "res4");
+    # "" = from all of IN_FEATURES, as the pixels (HRNet).
+    head.OCR.REGION_FEATURE = ""
     head.AUX = CN()  # auxiliary FCN head on an encoder feature; training only
     head.AUX.IN_FEATURE = ""  # "" = no auxiliary head
     head.AUX.CHANNELS = 256
-    head.AUX.LOSS_WEIGHT = 0.4
+    head.AUX.LOSS_WEIGHT = 0.4  # of loss_sem_seg_aux, be it this head's or the decoder's own
+    # For NAME "ContrastWrapperHead": the name of the head that the terms are attached to.
+    head.WRAPPED = ""
 
 
 def _add_pixel_contrast(cfg: CN) -> None:

@@ -1,7 +1,7 @@
 """Training and evaluation loops: detectron2's, with the parts that its versions leave out."""
 
 from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
-from .checkpoint import SemSegCheckpointer
+from .checkpoint import SemSegCheckpointer, plain_state_dict
 from .hooks import BestCheckpointHook, TrainingProgressHook
 from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
 from .trainer import Trainer
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate",
     "load_cfg",
     "one_line_errors",
+    "plain_state_dict",
     "prepare",
     "setup_cfg",
 ]

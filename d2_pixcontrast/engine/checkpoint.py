@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
+from torch.nn.parallel import DistributedDataParallel
 
 from .weights import (
     TIMM_PREFIX,
@@ -17,6 +18,23 @@ from .weights import (
 
 # Parts of a training checkpoint that a model for inference does not have.
 _TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_head.")
+# What ContrastWrapperHead puts before the names of the head that it wraps.
+_HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
+
+
+def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of the network that inference runs, under the names that it has without wrapper.
+
+    They load with ``strict=True`` into the model of :func:`~d2_pixcontrast.inference_config`, which
+    is detectron2's own where the head is wrapped.
+
+    Args:
+        model: a model in training or for inference, with a data-parallel wrapper or without.
+    """
+    if isinstance(model, (DistributedDataParallel, torch.nn.DataParallel)):
+        model = model.module
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(_TRAINING_ONLY)}
+    return {_without_wrapper(k): v for k, v in kept.items()}
 
 
 class SemSegCheckpointer(DetectionCheckpointer):
@@ -95,6 +113,7 @@ class SemSegCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint) -> _IncompatibleKeys:
         _drop_training_only(checkpoint["model"], self.model, self.logger)
+        checkpoint["model"] = _fit_wrapper(checkpoint["model"], self.model, self.logger)
         incompatible = super()._load_model(checkpoint)
         missing = list(incompatible.missing_keys)
         shapes = [key for key, *_ in incompatible.incorrect_shapes]
@@ -134,6 +153,28 @@ def _drop_training_only(state: dict, model: torch.nn.Module, logger) -> None:
         del state[key]
     if extra:
         logger.info(f"Dropped {len(extra)} tensors that only training needs ({extra[0]}, ...)")
+
+
+def _fit_wrapper(state: dict, model: torch.nn.Module, logger) -> dict:
+    """``state`` with the wrapper's prefix dropped or added, where only one of the two wraps."""
+    own = model.state_dict()
+    renamed = {}
+    for key in state:
+        prefix = "module." if key.startswith("module.") else ""
+        name = key.removeprefix(prefix)
+        for other in (_without_wrapper(name), name.replace(_HEAD, _WRAPPED_HEAD, 1)):
+            if name not in own and other in own:
+                renamed[key] = prefix + other
+    if renamed:
+        key, other = next(iter(renamed.items()))
+        logger.info(f"Renamed {len(renamed)} tensors of the wrapped head ({key} to {other}, ...)")
+    return {renamed.get(key, key): value for key, value in state.items()}
+
+
+def _without_wrapper(name: str) -> str:
+    if name.startswith(_WRAPPED_HEAD):
+        return _HEAD + name.removeprefix(_WRAPPED_HEAD)
+    return name
 
 
 def _write_atomically(path: Path, write) -> None:

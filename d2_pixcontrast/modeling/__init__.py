@@ -5,10 +5,12 @@ from .backbone import TimmBackbone
 from .decoder import DECODER_REGISTRY, DecoderOutput
 from .sem_seg_head import PixelContrastSemSegHead
 from .terms import TERM_REGISTRY, Term, TermInputs, TrainingProgress
+from .wrapped_head import ContrastWrapperHead
 
 __all__ = [
     "DECODER_REGISTRY",
     "TERM_REGISTRY",
+    "ContrastWrapperHead",
     "DecoderOutput",
     "PixelContrastSemSegHead",
     "Term",

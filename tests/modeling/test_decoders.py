@@ -14,6 +14,7 @@ IN_FEATURES = {
     "DeepLabV3Decoder": ["res5"],
     "DeepLabV3PlusDecoder": ["res2", "res5"],
     "FCNDecoder": ["res2", "res3", "res5"],
+    "OCRDecoder": ["res2", "res3", "res5"],
 }
 
 
@@ -39,7 +40,7 @@ def test_every_registered_decoder_is_tried_here():
 def test_shape_stride_and_gradients_at_any_size(small_cfg, name, size):
     decoder = decoder_of(small_cfg, name)
     inputs = features(*size)
-    out = decoder(inputs).features
+    out, aux_logits = decoder(inputs)
     finest = min((SHAPES[f] for f in IN_FEATURES[name]), key=lambda s: s.stride)
     assert decoder.out_stride == finest.stride
     assert out.shape == (
@@ -48,7 +49,12 @@ def test_shape_stride_and_gradients_at_any_size(small_cfg, name, size):
         size[0] // finest.stride,
         size[1] // finest.stride,
     )
-    out.square().mean().backward()
+    assert (aux_logits is not None) == getattr(decoder, "predicts_aux", False)
+    loss = out.square().mean()
+    if aux_logits is not None:
+        assert aux_logits.shape[:2] == (2, small_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        loss = loss + aux_logits.square().mean()
+    loss.backward()
     assert all(p.grad is not None for p in decoder.parameters())
 
 

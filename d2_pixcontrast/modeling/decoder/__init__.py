@@ -3,6 +3,7 @@
 from .base import DECODER_REGISTRY, DecoderOutput, build_decoder
 from .deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
 from .fcn import FCNDecoder
+from .ocr import OCRDecoder
 
 __all__ = [
     "DECODER_REGISTRY",
@@ -10,5 +11,6 @@ __all__ = [
     "DeepLabV3Decoder",
     "DeepLabV3PlusDecoder",
     "FCNDecoder",
+    "OCRDecoder",
     "build_decoder",
 ]

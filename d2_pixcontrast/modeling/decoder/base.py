@@ -6,6 +6,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
+from torch.nn import functional as F
 
 from ..registry import lookup
 
@@ -15,7 +16,8 @@ Decoders of PixelContrastSemSegHead, by MODEL.SEM_SEG_HEAD.DECODER.
 
 A registered class is called as ``cls(cfg, input_shape)`` with the ShapeSpecs of
 MODEL.SEM_SEG_HEAD.IN_FEATURES. It has ``out_channels`` and ``out_stride``, and its ``forward`` maps
-{name: (B, C, h, w)} to a :class:`DecoderOutput`.
+{name: (B, C, h, w)} to a :class:`DecoderOutput`. One that gives auxiliary logits says so with a
+class attribute ``predicts_aux = True``.
 """
 
 
@@ -45,3 +47,11 @@ def build_decoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
         )
     decoder = lookup(DECODER_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.DECODER, "MODEL.SEM_SEG_HEAD.DECODER")
     return decoder(cfg, {name: input_shape[name] for name in names})
+
+
+def on_finest_grid(features: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
+    """The named features, brought to the size of the first and concatenated."""
+    finest, *others = (features[name] for name in names)
+    size = finest.shape[-2:]
+    resized = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in others]
+    return torch.cat([finest, *resized], dim=1)

@@ -1,12 +1,11 @@
 """FCN on the concatenation of all features (HRNet's segmentation head)."""
 
 import torch
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from fvcore.nn import weight_init
+from detectron2.layers import ShapeSpec
 from torch import nn
-from torch.nn import functional as F
 
-from .base import DECODER_REGISTRY, DecoderOutput
+from ..layers import conv_norm_relu
+from .base import DECODER_REGISTRY, DecoderOutput, on_finest_grid
 
 
 @DECODER_REGISTRY.register()
@@ -20,22 +19,9 @@ class FCNDecoder(nn.Module):
         channels = sum(shape.channels for shape in input_shape.values())
         self.out_channels = head.FCN.CHANNELS or channels
         self.out_stride = input_shape[self.in_features[0]].stride
-        self.conv = Conv2d(
-            channels,
-            self.out_channels,
-            kernel_size=head.FCN.KERNEL_SIZE,
-            padding=head.FCN.KERNEL_SIZE // 2,
-            bias=not head.NORM,
-            norm=get_norm(head.NORM, self.out_channels),
-            activation=F.relu,
-        )
-        weight_init.c2_msra_fill(self.conv)
+        self.conv = conv_norm_relu(channels, self.out_channels, head.FCN.KERNEL_SIZE, head.NORM)
         self.dropout = nn.Dropout2d(head.FCN.DROPOUT)
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
-        finest = features[self.in_features[0]]
-        maps = [finest] + [
-            F.interpolate(features[name], finest.shape[-2:], mode="bilinear", align_corners=False)
-            for name in self.in_features[1:]
-        ]
-        return DecoderOutput(self.dropout(self.conv(torch.cat(maps, dim=1))))
+        joined = on_finest_grid(features, self.in_features)
+        return DecoderOutput(self.dropout(self.conv(joined)))
