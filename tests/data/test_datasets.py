@@ -12,9 +12,17 @@ from PIL import Image
 
 from d2_pixcontrast import add_pixcontrast_config
 from d2_pixcontrast.data import DataError, check_datasets, read_image, read_label
-from d2_pixcontrast.data.datasets import builtin, camvid, shapes, shapes_drawing
+from d2_pixcontrast.data.datasets import (
+    builtin,
+    camvid,
+    coco_stuff,
+    pascal_context,
+    shapes,
+    shapes_drawing,
+)
 
-OWN = [dataset.name for dataset in (*camvid.DATASETS, *shapes.DATASETS)]
+IN_FOLDERS = [*camvid.DATASETS, *coco_stuff.DATASETS, *pascal_context.DATASETS]
+OWN = [dataset.name for dataset in (*IN_FOLDERS, *shapes.DATASETS)]
 
 
 def _config(train=(), test=(), num_classes=11, ignore_value=11):
@@ -40,11 +48,87 @@ def camvid_root(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [*OWN, *builtin._FILES])
 def test_metadata(name):
     metadata = MetadataCatalog.get(name)
-    assert len(metadata.stuff_classes) == len(set(metadata.stuff_colors))
+    colors = {tuple(color) for color in metadata.stuff_colors}
+    assert len(metadata.stuff_classes) == len(set(metadata.stuff_classes)) == len(colors)
     assert all(len(color) == 3 for color in metadata.stuff_colors)
     assert all(0 <= channel <= 255 for color in metadata.stuff_colors for channel in color)
     assert metadata.ignore_label == {"camvid": 11}.get(name.split("_")[0], 255)
     assert name in DatasetCatalog.list()
+
+
+def test_pascal_context_classes():
+    names, ids = pascal_context.CLASSES, pascal_context.TRAIN_IDS
+    assert len(names) == len(ids) == 59 and list(names) == sorted(names)
+    assert list(ids) == sorted(ids) and list(ids.values()) == list(range(59))
+    # The ends, and some of the classes whose places in other lists of names differ.
+    anchors = {2: "aeroplane", 9: "bag", 23: "bicycle", 284: "person", 397: "table", 458: "wood"}
+    assert {number: names[ids[number]] for number in anchors} == anchors
+
+
+def test_coco_stuff_classes():
+    names, ids = coco_stuff.CLASSES, coco_stuff.TRAIN_IDS
+    assert len(coco_stuff.NAMES) == 182 and set(coco_stuff.NAMES) > coco_stuff.UNUSED
+    assert len(names) == len(ids) == 171 and list(ids.values()) == list(range(171))
+    # By the numbers of the list of names, which counts from 1.
+    anchors = {1: "person", 13: "stop sign", 90: "toothbrush", 92: "banner", 182: "wood"}
+    assert {number: names[ids[number - 1]] for number in anchors} == anchors
+    assert names.index("toothbrush") == 79 and names.index("banner") == 80
+    assert 11 not in ids and 90 not in ids  # street sign, hair brush
+
+
+@pytest.mark.parametrize("dataset", IN_FOLDERS, ids=lambda dataset: dataset.name)
+def test_loading_from_a_tree_as_described(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    # The message says which folders are expected: those that are read.
+    with pytest.raises(DataError) as error:
+        DatasetCatalog.get(dataset.name)
+    for folder, suffix in (
+        (dataset.image_dir, dataset.image_suffix),
+        (dataset.label_dir, dataset.label_suffix),
+    ):
+        assert f"{folder}/*{suffix}" in str(error.value)
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("b", "a"):
+            Image.new("L", (4, 3)).save(tmp_path / folder / f"{name}{suffix}")
+    assert [record["image_id"] for record in DatasetCatalog.get(dataset.name)] == ["a", "b"]
+    check_datasets(
+        _config(
+            [dataset.name],
+            num_classes=len(dataset.classes),
+            ignore_value=dataset.ignore_label,
+        )
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pascal_context_images_of_the_other_split_are_left_out(split, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    root = tmp_path / "VOCdevkit" / "VOC2010"
+    images, labels = root / "JPEGImages", root / "annotations_detectron2" / f"pc59_{split}"
+    images.mkdir(parents=True), labels.mkdir(parents=True)
+    for path in (images / "a.jpg", images / "b.jpg", labels / "b.png"):
+        Image.new("L", (4, 3)).save(path)
+    name = f"pascal_context_59_sem_seg_{split}"
+    assert [record["image_id"] for record in DatasetCatalog.get(name)] == ["b"]
+    (images / "b.jpg").unlink()
+    with pytest.raises(DataError, match=r"1 file is missing: .*b\.jpg"):
+        DatasetCatalog.get(name)
+
+
+def test_coco_stuffonly_is_checked(tmp_path, monkeypatch):
+    name = "coco_2017_val_panoptic_stuffonly"
+    metadata = MetadataCatalog.get(name)
+    images, labels = tmp_path / "val2017", tmp_path / "panoptic_stuff_val2017"
+    images.mkdir(), labels.mkdir()
+    monkeypatch.setitem(metadata.__dict__, "image_root", str(images))
+    monkeypatch.setitem(metadata.__dict__, "sem_seg_root", str(labels))
+    config = _config(test=[name], num_classes=54, ignore_value=255)
+    Image.new("L", (4, 3)).save(images / "a.jpg")
+    with pytest.raises(DataError, match="prepare_panoptic_fpn"):
+        check_datasets(config)
+    Image.new("L", (4, 3)).save(labels / "b.png")
+    with pytest.raises(DataError, match=r"1 file is missing: .*a\.png"):
+        check_datasets(config)
 
 
 def test_pairs_in_the_order_of_their_names(camvid_root):
@@ -219,3 +303,12 @@ def test_real_camvid():
     )
     assert len(counts) == 12 and (counts > 0).all()
     assert counts.argmax() in (1, 3)  # building, road
+
+
+def test_real_coco_stuff_maps_have_known_ids_only():
+    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS") or "-", "coco/stuffthingmaps")
+    if not os.path.isdir(folder):
+        pytest.skip("DETECTRON2_DATASETS does not name a folder with coco/stuffthingmaps")
+    paths = [os.path.join(root, file) for root, _, files in os.walk(folder) for file in files]
+    found = {int(label) for path in paths for label in np.unique(read_label(path))}
+    assert len(found) > 20 and found <= {*coco_stuff.TRAIN_IDS, 255}

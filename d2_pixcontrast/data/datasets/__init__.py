@@ -3,11 +3,12 @@
 A new dataset is one more :class:`SemSegDataset` in a file of its own, registered below.
 """
 
-from . import builtin, camvid, shapes
+from . import builtin, camvid, coco_stuff, pascal_context, shapes
 from .spec import SemSegDataset, match_files, register
 
 __all__ = ["SemSegDataset", "match_files", "register"]
 
-for _dataset in (*camvid.DATASETS, *shapes.DATASETS):
-    register(_dataset)
+for _table in (camvid, coco_stuff, pascal_context, shapes):
+    for _dataset in _table.DATASETS:
+        register(_dataset)
 builtin.complete_metadata()

@@ -43,22 +43,33 @@ _ADE20K = (
     "ADE20K comes from http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip); its folder "
     "annotations_detectron2 is made by detectron2's datasets/prepare_ade20k_sem_seg.py.",
 )
+_COCO_STUFF_ONLY = (
+    ("image_root", "sem_seg_root"),
+    (".jpg", ".png"),
+    "COCO comes from https://cocodataset.org (images and panoptic annotations of 2017); its "
+    "folders panoptic_stuff_* are made by detectron2's datasets/prepare_panoptic_fpn.py.",
+)
 _FILES = {f"cityscapes_fine_sem_seg_{split}": _CITYSCAPES for split in ("train", "val", "test")}
 _FILES.update({f"ade20k_sem_seg_{split}": _ADE20K for split in ("train", "val")})
+_FILES.update(
+    {f"coco_2017_{split}_panoptic_stuffonly": _COCO_STUFF_ONLY for split in ("train", "val")}
+)
 
 
 def complete_metadata() -> None:
-    """Add ``stuff_colors`` to detectron2's Cityscapes and ADE20K."""
+    """Add ``stuff_colors`` to the datasets that have none: Cityscapes and ADE20K."""
     for name, files in _FILES.items():
-        colors = CITYSCAPES_COLORS if files is _CITYSCAPES else distinct_colors(150)
-        MetadataCatalog.get(name).set(stuff_colors=list(colors))
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("stuff_colors"):
+            colors = CITYSCAPES_COLORS if files is _CITYSCAPES else distinct_colors(150)
+            metadata.set(stuff_colors=list(colors))
 
 
 def check_files(name: str) -> None:
     """Raise DataError unless all images of one of these datasets have labels and vice versa.
 
-    Detectron2's loaders drop unmatched files (ADE20K) or fail only when one is read (Cityscapes).
-    Other names are not looked at.
+    Detectron2's loaders drop unmatched files (ADE20K, COCO) or fail only when one is read
+    (Cityscapes). Other names are not looked at.
     """
     if name not in _FILES:
         return

@@ -22,6 +22,8 @@ class SemSegDataset:
         colors: (R, G, B) of each, 0..255.
         ignore_label: id of pixels without label.
         origin: how to get or to prepare it; for the message when it is not there.
+        labels_choose: the image folder holds other splits too, and the labels say which images
+            are this one's.
     """
 
     name: str
@@ -33,6 +35,7 @@ class SemSegDataset:
     colors: tuple[tuple[int, int, int], ...]
     ignore_label: int
     origin: str
+    labels_choose: bool = False
 
     def root(self) -> str:
         """The folder that holds the dataset's; read when the dataset is, not at import."""
@@ -47,7 +50,9 @@ class SemSegDataset:
         image_root = os.path.join(self.root(), self.image_dir)
         label_root = os.path.join(self.root(), self.label_dir)
         suffixes = self.image_suffix, self.label_suffix
-        dicts = match_files(self.name, image_root, label_root, *suffixes, self.origin)
+        dicts = match_files(
+            self.name, image_root, label_root, *suffixes, self.origin, self.labels_choose
+        )
         _replace(MetadataCatalog.get(self.name), image_root=image_root, sem_seg_root=label_root)
         return dicts
 
@@ -70,8 +75,11 @@ def match_files(
     image_suffix: str,
     label_suffix: str,
     origin: str,
+    labels_choose: bool = False,
 ) -> list[dict]:
     """Pair all images below one folder with all labels below another, subfolders included.
+
+    With ``labels_choose`` images without a label are left out.
 
     Returns:
         dicts with "file_name", "sem_seg_file_name" and "image_id", in the order of the latter.
@@ -81,6 +89,8 @@ def match_files(
     """
     images = _ids_below(name, image_root, image_suffix, origin)
     labels = _ids_below(name, label_root, label_suffix, origin)
+    if labels_choose:
+        images &= labels
     for there, missing, root, suffix in (
         (images, labels, label_root, label_suffix),
         (labels, images, image_root, image_suffix),
