@@ -2,9 +2,9 @@
 
 from .. import compat  # noqa: F401  (first: a missing detectron2 gets one clear message)
 from .colors import VOID_COLOR, class_colors, colorize
-from .embeddings import PixelSample, sample_embeddings
 from .overlay import legend, overlay
 from .page import RunResult, Sample
+from .pixel_sample import PixelSample, sample_embeddings
 from .report import write_report
 from .tsne import Embedding2D, project
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2_pixcontrast.visualization import project, sample_embeddings
-from d2_pixcontrast.visualization.embeddings import balanced_choice
+from d2_pixcontrast.visualization.pixel_sample import balanced_choice
 from d2_pixcontrast.visualization.tsne import class_cosines
 
 
