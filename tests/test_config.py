@@ -236,7 +236,7 @@ def test_one_tiny_step(network, method):
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     labels = torch.arange(64 * 96).view(64, 96) // 2048  # three bands of three classes
     labels[:2] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    batch = [{"image": image, "sem_seg": labels} for image in images]
+    batch = [{"image": i, "sem_seg": labels, "height": 64, "width": 96} for i in images]
     model.train()
     model(batch)  # an empty memory contrasts with nothing: the second step counts
     losses = model(batch)
