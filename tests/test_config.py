@@ -173,16 +173,44 @@ def test_the_promised_configs_exist(method):
     ],
 )
 def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
-    cfg = load_cfg(str(zoo_path(dataset, "deeplabv3_r101", "pixcontrast_mem", schedule)))
-    solver, contrast = cfg.SOLVER, cfg.MODEL.PIXEL_CONTRAST
-    assert numbers == (
-        *(solver.BASE_LR, solver.HEAD_LR_MULTIPLIER, solver.WEIGHT_DECAY, solver.IMS_PER_BATCH),
-        *(cfg.INPUT.CROP.SIZE, contrast.TEMPERATURE),
+    *numbers, temperature = numbers
+    paths = [*(CONFIGS / f"{dataset}-SemanticSegmentation").glob(f"*_{schedule}.yaml")]
+    assert len(paths) >= 3
+    for path in paths:
+        cfg = load_cfg(str(path))
+        solver, contrast = cfg.SOLVER, cfg.MODEL.PIXEL_CONTRAST
+        assert numbers == [
+            *(solver.BASE_LR, solver.HEAD_LR_MULTIPLIER, solver.WEIGHT_DECAY),
+            *(solver.IMS_PER_BATCH, cfg.INPUT.CROP.SIZE),
+        ]
+        assert tuple(cfg.INPUT.SCALE_RANGE) == (0.5, 2.0) and solver.POLY_LR_POWER == 0.9
+        weights = cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS
+        assert len(weights) == (19 if dataset == "Cityscapes" else 0)
+        if "_pixcontrast" not in path.name:
+            continue
+        taus = (contrast.TEMPERATURE, contrast.BASE_TEMPERATURE)
+        assert taus == (temperature, 0.07), path
+        assert contrast.LOSS_WEIGHT == 0.1
+        assert contrast.WARMUP == 1 / 8 and contrast.MINING.MODE == "all"
+        # The whole encoder of HRNet, with OCR too; otherwise its last stage.
+        whole = cfg.MODEL.TIMM.OUT_FEATURES if "hrnet" in path.name else ["res5"]
+        assert whole == contrast.IN_FEATURES, path
+        assert (contrast.MEMORY.REGION_SIZE, contrast.MEMORY.PIXEL_SIZE) == (5000, 5000)
+
+
+@pytest.mark.parametrize("width, dim", [("w18", 256), ("w48", 720)])
+def test_mmsegmentations_numbers(width, dim):
+    path = zoo_path("Cityscapes", f"fcn_hrnet_{width}", "pixcontrast", "40k-mmseg")
+    cfg = load_cfg(str(path))
+    head, contrast = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PIXEL_CONTRAST
+    assert (head.FCN.KERNEL_SIZE, head.FCN.DROPOUT, head.CLASS_WEIGHTS) == (1, 0.0, [])
+    assert dict(contrast.PROJECTOR) == {"TYPE": "mlp", "DIM": dim, "NORM": ""}
+    assert (contrast.TEMPERATURE, contrast.BASE_TEMPERATURE, contrast.WARMUP) == (0.1, 0.07, 0.0)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.IMS_PER_BATCH) == (
+        0.01,
+        2e-4,
+        8,
     )
-    assert tuple(cfg.INPUT.SCALE_RANGE) == (0.5, 2.0) and solver.POLY_LR_POWER == 0.9
-    assert (contrast.BASE_TEMPERATURE, contrast.LOSS_WEIGHT, contrast.WARMUP) == (0.07, 0.1, 1 / 8)
-    assert (contrast.MEMORY.REGION_SIZE, contrast.MEMORY.PIXEL_SIZE) == (5000, 5000)
-    assert contrast.MINING.MODE == "all"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +264,7 @@ def test_one_tiny_step(network, method):
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     labels = torch.arange(64 * 96).view(64, 96) // 2048  # three bands of three classes
     labels[:2] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    batch = [{"image": image, "sem_seg": labels} for image in images]
+    batch = [{"image": i, "sem_seg": labels, "height": 64, "width": 96} for i in images]
     model.train()
     model(batch)  # an empty memory contrasts with nothing: the second step counts
     losses = model(batch)

@@ -22,11 +22,10 @@ PREDICTOR = "predictor"  # what detectron2's per-pixel heads call their classifi
 class ContrastWrapperHead(HeadWithTerms):
     """Any registered per-pixel head, with training-only terms beside its own losses.
 
-    Add pixel contrast to my model::
+    Add pixel contrast to my model, whose head is a SemSegFPNHead (both lines below MODEL)::
 
-        MODEL.SEM_SEG_HEAD.WRAPPED: SemSegFPNHead       # what MODEL.SEM_SEG_HEAD.NAME was
-        MODEL.SEM_SEG_HEAD.NAME: ContrastWrapperHead
-        MODEL.SEM_SEG_HEAD.TERMS: ["PixelContrast"]     # and MODEL.PIXEL_CONTRAST as you like
+        SEM_SEG_HEAD: {NAME: ContrastWrapperHead, WRAPPED: SemSegFPNHead, TERMS: [PixelContrast]}
+        PIXEL_CONTRAST: {IN_FEATURES: [decoder]}
 
     The input of the head's classifier is what terms know as "decoder". In evaluation mode the
     wrapped head runs alone. :func:`d2_pixcontrast.engine.plain_state_dict` gives weights that load

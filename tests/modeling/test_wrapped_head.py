@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 from detectron2.projects.point_rend import add_pointrend_config
 from torch import nn
 
@@ -233,6 +233,22 @@ def test_further_arguments_reach_the_wrapped_head(small_cfg):
     labels = torch.randint(8, (1, 8, 8))
     _, losses = head({"res2": torch.randn(1, 4, 8, 8)}, labels, torch.tensor(7.0))
     assert losses["loss_sem_seg"] == 7 and "loss_pixel_contrast" in losses
+
+
+def test_the_wrapped_head_sees_the_config_without_the_wrapper(small_cfg, monkeypatch):
+    seen = []
+
+    def build_small(cfg, input_shape):
+        seen.append(cfg.MODEL.SEM_SEG_HEAD)
+        return Small()
+
+    monkeypatch.setitem(SEM_SEG_HEADS_REGISTRY._obj_map, "build_small", build_small)
+    model, _ = pair(small_cfg, "SemSegFPNHead")
+    small_cfg.MODEL.SEM_SEG_HEAD.WRAPPED = "build_small"
+    small_cfg.freeze()
+    head = ContrastWrapperHead(small_cfg, model.backbone.output_shape())
+    assert (seen[0].NAME, seen[0].WRAPPED, seen[0].TERMS) == ("build_small", "", [])
+    assert head.terms["PixelContrast"].projector.out.in_channels == 4  # as the classifier's
 
 
 def test_errors(small_cfg):
