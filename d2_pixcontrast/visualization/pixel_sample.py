@@ -1,5 +1,6 @@
 """The features that a model's classifier sees, at labelled pixels of a data set."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -52,9 +53,11 @@ def sample_embeddings(
             model(batch)
             height, width = batch[0]["image"].shape[-2:]
             feature = maps[0][0]
-            stride = model.sem_seg_head.decoder.out_stride
             # Detectron2 pads images at the right and the bottom; these rows have no label.
-            feature = feature[:, : -(-height // stride), : -(-width // stride)]
+            multiple = max(model.backbone.size_divisibility, 1)
+            padded = -(-height // multiple) * multiple
+            stride = padded / feature.shape[1]
+            feature = feature[:, : math.ceil(height / stride), : math.ceil(width / stride)]
             features.append(feature.flatten(1).t().float().cpu())
             labels.append(_nearest(batch[0]["label"], feature.shape[-2:]).flatten())
     finally:

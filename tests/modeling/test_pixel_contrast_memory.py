@@ -15,7 +15,7 @@ from d2_pixcontrast import add_pixcontrast_config
 from d2_pixcontrast.config import inference_config
 from d2_pixcontrast.contrast import MemoryBank, Mining, ProjectionHead, nearest_resize
 from d2_pixcontrast.engine.checkpoint import SemSegCheckpointer
-from d2_pixcontrast.modeling.sem_seg_head import _by_name
+from d2_pixcontrast.modeling.head_with_terms import _by_name
 from d2_pixcontrast.modeling.terms import PixelContrast, TermInputs, TrainingProgress
 
 IGNORE, CLASSES, CHANNELS, DIM = 255, 3, 6, 4
