@@ -65,13 +65,11 @@ class Memory:
             base_temperature=BASE_TEMPERATURE,
         ).loss
 
-    def published(self):
+    def published(self, mask_self=True):
         contrast = torch.cat([rows.flatten(0, 1) for rows in self.stores])
         classes = torch.arange(len(self.stores[0]), device=self.leaf.device)
-        per_class = self.stores[0].shape[1]
-        return dense_loss(
-            self.leaf, self.labels, contrast, classes.repeat_interleave(per_class).repeat(2)
-        )
+        classes = classes.repeat_interleave(self.stores[0].shape[1]).repeat(2)
+        return dense_loss(self.leaf, self.labels, contrast, classes, mask_self)
 
 
 class Batch:
@@ -110,23 +108,26 @@ class Batch:
         anchors, labels = loop_sampling(self.leaf, self.labels, self.predictions)
         views = anchors.shape[1]
         rows, labels = anchors.flatten(0, 1), labels.repeat_interleave(views)
-        return dense_loss(rows, labels, rows, labels, same_rows=True)
+        return dense_loss(rows, labels, rows, labels)
 
 
-def dense_loss(anchors, labels, contrast, contrast_labels, same_rows=False):
+def dense_loss(anchors, labels, contrast, contrast_labels, mask_self=True):
     """Equation (3) of Wang et al., ICCV 2021, with every (N, K) matrix written out.
 
-    As in the published code: float masks, the row maximum subtracted, a logarithm for every pair.
+    The steps are those of the published code: float masks, the row maximum subtracted, exp taken
+    twice, a logarithm for every pair, and entry i masked for anchor i, with a memory too (where
+    that is a fault, which costs a class one of its many positives).
     """
     positive = (labels[:, None] == contrast_labels[None, :]).float()
     negative = 1 - positive
-    logits = anchors @ contrast.t() / TEMPERATURE
-    logits = logits - logits.max(dim=1, keepdim=True).values.detach()
-    if same_rows:
-        positive = positive * (1 - torch.eye(len(anchors), device=anchors.device))
-    exponentials = torch.exp(logits)
-    negatives = (exponentials * negative).sum(dim=1, keepdim=True)
-    log_probability = logits - torch.log(exponentials + negatives)
+    if mask_self:
+        itself = torch.arange(len(anchors), device=anchors.device)[:, None]
+        others = torch.ones_like(positive).scatter_(1, itself, 0)
+        positive = positive * others
+    similarity = anchors @ contrast.t() / TEMPERATURE
+    logits = similarity - similarity.max(dim=1, keepdim=True).values.detach()
+    negatives = (torch.exp(logits) * negative).sum(dim=1, keepdim=True)
+    log_probability = logits - torch.log(torch.exp(logits) + negatives)
     per_anchor = (positive * log_probability).sum(dim=1) / positive.sum(dim=1)
     return -(TEMPERATURE / BASE_TEMPERATURE) * per_anchor.mean()
 

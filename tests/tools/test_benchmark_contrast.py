@@ -27,8 +27,7 @@ def benchmark(monkeypatch):
 def test_both_forms_of_the_memory_compute_the_same(benchmark):
     problem = benchmark.Memory("cpu", tiny=True)
     results = []
-    for form in benchmark.FORMS:
-        loss = getattr(problem, form)()
+    for loss in (problem.published(mask_self=False), problem.ours()):
         results.append((loss, torch.autograd.grad(loss, problem.leaf)[0]))
     torch.testing.assert_close(*results)
 
