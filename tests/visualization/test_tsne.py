@@ -103,8 +103,8 @@ class Strided(torch.nn.Module):
         super().__init__()
         self.sem_seg_head = torch.nn.Module()
         self.sem_seg_head.predictor = torch.nn.Conv2d(3, 2, 1)
-        self.sem_seg_head.decoder = torch.nn.Module()
-        self.sem_seg_head.decoder.out_stride = 4
+        self.backbone = torch.nn.Module()
+        self.backbone.size_divisibility = 8
 
     def forward(self, batch):
         image = batch[0]["image"].float()
