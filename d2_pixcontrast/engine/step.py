@@ -4,6 +4,8 @@ import time
 
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -45,8 +47,15 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.scale(losses).backward()
         # Stops the training when a loss is not finite, before the weights are touched.
         self._write_metrics(loss_dict, data_time)
+        self._record_single_loss(loss_dict)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _record_single_loss(self, loss_dict: dict) -> None:
+        """Detectron2 records one loss as the total alone; its name belongs in the record, too."""
+        if len(loss_dict) == 1 and comm.is_main_process():
+            storage = get_event_storage()
+            storage.put_scalars(**dict.fromkeys(loss_dict, storage.latest()["total_loss"][0]))
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}

@@ -41,6 +41,18 @@ def test_full_precision_is_plain_sgd():
     assert model.dtypes == {torch.float32}
 
 
+def test_a_single_loss_is_recorded_by_its_name():
+    class One(Toy):
+        def forward(self, data):
+            return {"loss_a": super().forward(data)["loss_a"]}
+
+    model = One().train()
+    trainer = StepTrainer(model, [torch.ones(5, 4)], torch.optim.SGD(model.parameters(), 0.1))
+    with EventStorage() as storage:
+        trainer.run_step()
+    assert storage.latest()["loss_a"][0] == storage.latest()["total_loss"][0] > 0
+
+
 @pytest.mark.parametrize("name, dtype", [("bfloat16", torch.bfloat16), ("float16", torch.float16)])
 def test_mixed_precision_trains_on_the_cpu_too(name, dtype):
     model, trainer, _ = run(name)
