@@ -1,7 +1,7 @@
 """Draws one image of overlapping shapes together with its label.
 
-Colour, texture and size say nothing about the class: only the outline does, and it has to
-be told from similar ones (disc and ring, square and rhombus, triangle and star).
+Look-alikes (disc and ring, square and rhombus, triangle and star) share a range of hues, so that
+only the outline tells them apart; texture and size say nothing about the class.
 
 Bitwise reproducible: arrays see only additions, products, square roots and comparisons, which are
 exact in IEEE arithmetic; sines are of scalars; the generator is numpy's frozen ``RandomState``.
@@ -17,6 +17,8 @@ __all__ = ["HEIGHT", "SHAPES", "VOID", "WIDTH", "draw"]
 HEIGHT, WIDTH = 128, 160
 SHAPES = ("disc", "ring", "square", "rhombus", "triangle", "star", "cross")  # ids from 1
 VOID = 255
+_FAMILY_HUE = (0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75)  # of each shape; neighbouring ranges overlap
+_HUE_SPREAD = 0.17
 _BORDER = 1.25  # void on both sides of an outline, in pixels
 _HOLE = 0.5  # radius of a ring's hole over that of the ring
 # Centres of the pixels, (1, WIDTH) and (HEIGHT, 1).
@@ -53,7 +55,8 @@ def _draw_shape(rng, image: np.ndarray, label: np.ndarray, shape: int) -> None:
     image *= 1 - 0.45 * (0.5 - shadow / 6).clip(0, 1)[..., None]
     cover = (0.5 - distance).clip(0, 1)[..., None]  # anti-aliased
     image *= 1 - cover
-    image += cover * _texture(rng, xs, ys, vivid=True)
+    hue = _FAMILY_HUE[shape] + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
+    image += cover * _texture(rng, xs, ys, vivid=True, hue=hue)
     label[distance < 0] = shape + 1
     label[np.abs(distance) < _BORDER] = VOID
 
@@ -111,19 +114,20 @@ def _segment_distance(xs, ys, x0: float, y0: float, x1: float, y1: float) -> np.
     return np.sqrt((xs - x0 - along * dx) ** 2 + (ys - y0 - along * dy) ** 2)
 
 
-def _texture(rng, xs, ys, vivid: bool) -> np.ndarray:
+def _texture(rng, xs, ys, vivid: bool, hue: float | None = None) -> np.ndarray:
     """A surface, float (h, w, 3) in 0..1: two colours mixed by a random pattern."""
     pattern = (_stripes, _checks, _noise, _noise)[rng.randint(4)](rng, xs, ys)[..., None]
-    first = _color(rng, vivid)
+    first = _color(rng, vivid, hue)
     second = (first + rng.uniform(-0.25, 0.25, 3)).clip(0, 1)
     grain = 0.12 * (_noise(rng, xs, ys, cell=3) - 0.5)[..., None]
     return (first + (second - first) * pattern + grain).clip(0, 1)
 
 
-def _color(rng, vivid: bool) -> np.ndarray:
-    """Vivid for shapes, dull for what is behind them; the ranges overlap."""
+def _color(rng, vivid: bool, hue: float | None = None) -> np.ndarray:
+    """Vivid for shapes, dull for what is behind them; the ranges overlap. Any hue by default."""
     saturation, value = ((0.1, 0.45), (0.25, 0.75)) if not vivid else ((0.35, 0.9), (0.55, 1.0))
-    rgb = colorsys.hsv_to_rgb(rng.uniform(0, 1), rng.uniform(*saturation), rng.uniform(*value))
+    hue = rng.uniform(0, 1) if hue is None else hue % 1
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value))
     return np.array(rgb)
 
 
