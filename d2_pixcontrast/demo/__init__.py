@@ -66,7 +66,7 @@ def _config(folder: Path, file: str, args: argparse.Namespace) -> CfgNode:
         # As many evaluations and as long a warm-up, in proportion, as in the config's own length.
         opts += ["SOLVER.MAX_ITER", str(args.iterations)]
         opts += ["SOLVER.WARMUP_ITERS", str(args.iterations // 20)]
-        opts += ["TEST.EVAL_PERIOD", str(max(1, args.iterations // 8))]
+        opts += ["TEST.EVAL_PERIOD", str(max(20, args.iterations // 8))]
     return setup_cfg(
         argparse.Namespace(config_file=str(CONFIGS / file), opts=opts, eval_only=False)
     )
