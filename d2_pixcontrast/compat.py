@@ -74,7 +74,11 @@ def _gloo_worker(local_rank, main, world_size, per_machine, machine_rank, dist_u
         _create_local_process_group(per_machine)
         comm.synchronize()
         main(*args)
+        comm.synchronize()  # a rank that leaves while another still talks to it aborts that one
     finally:
+        # Groups that outlive the process group make some exits abort.
+        comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
         dist.destroy_process_group()
 
 

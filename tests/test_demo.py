@@ -2,12 +2,24 @@ import json
 import re
 
 import pytest
+import torch
 
 from d2_pixcontrast import demo
 from d2_pixcontrast.engine import Trainer
 
 
-def test_trains_two_models_and_writes_the_report(tmp_path, capsys):
+@pytest.fixture
+def one_thread():
+    """Several threads wait for each other where other processes want the cores too."""
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    limits.restore_original_limits()
+
+
+def test_trains_two_models_and_writes_the_report(tmp_path, capsys, one_thread):
     pytest.importorskip("sklearn")
     demo.main(["--output", str(tmp_path), "--iterations", "6", "--seed", "3"])
 
