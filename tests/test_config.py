@@ -20,7 +20,8 @@ from d2_pixcontrast import add_pixcontrast_config
 from d2_pixcontrast.engine import load_cfg
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-LEAVES = [path for path in FILES if not path.name.startswith("Base-")]
+GRIDS = "experiments"  # lists of configs, read by tools/run_experiments.py
+LEAVES = [p for p in FILES if not p.name.startswith("Base-") and p.parent.name != GRIDS]
 ids = [str(path.relative_to(CONFIGS)) for path in LEAVES]
 
 # configs/<Dataset>-SemanticSegmentation/<decoder>_<backbone>_<method>_<schedule>.yaml, and what the

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Time per training iteration of several configs relative to the first, measured in one run.
+"""Time and memory per training iteration of several configs, and the time relative to the first.
 
 The steps of the models alternate, on the same batches, so that whatever else the machine does hits
 all of them alike; the ratio is that of the medians. Data loading is not part of a step. Terms are
-timed after their warm-up. Example::
+timed after their warm-up. Peak memory is that of two steps in a fresh process: allocated on a GPU,
+else resident. Example::
 
     python tools/benchmark_training.py A_ce.yaml A_pixcontrast.yaml --iterations 20 --json out.json
 """
@@ -11,7 +12,9 @@ timed after their warm-up. Example::
 import argparse
 import json
 import logging
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -67,6 +70,23 @@ class _Logits(torch.nn.Module):
         return self.head(features)[0]
 
 
+def peak_memory(path: str, opts: list[str]) -> int:
+    """Bytes at the peak of two training steps, in a fresh process."""
+    command = [sys.executable, __file__, path, "--peak-memory", "--opts", *opts]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def own_peak_memory(path: str, opts: list[str]) -> int:
+    """:func:`peak_memory` of this process."""
+    contestant = Contestant(path, opts)
+    batches = iter(Trainer.build_train_loader(contestant.cfg))
+    for _ in range(2):
+        contestant.step(next(batches))
+    if contestant.model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -77,10 +97,14 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", help="the first one is the reference")
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--peak-memory", action="store_true", help="print that of one config alone")
     parser.add_argument("--json", type=Path, help="write the result there, too")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for all configs")
     args = parser.parse_args()
     logging.disable(logging.INFO)
+    if args.peak_memory:
+        sys.stdout.write(f"{own_peak_memory(args.configs[0], args.opts)}\n")
+        return
 
     contestants = [Contestant(path, args.opts) for path in args.configs]
     batches = iter(Trainer.build_train_loader(contestants[0].cfg))
@@ -94,6 +118,7 @@ def main() -> None:
         path: {
             "seconds": median,
             "time_ratio": median / medians[0],
+            "peak_memory": peak_memory(path, args.opts),
             "training_parameters": sum(p.numel() for p in contestant.model.parameters()),
             "inference": contestant.plain_cost(batch),
         }

@@ -1,0 +1,150 @@
+"""Table and plot of an experiment's kept runs."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def write_report(grid) -> str:
+    """Write results.json, README.md and miou.svg into the grid's folder of results.
+
+    Args:
+        grid: a ``run_experiments.Grid``.
+
+    Returns:
+        The table, in Markdown.
+
+    Raises:
+        ValueError: no run is kept yet.
+    """
+    runs = {name: _runs(grid, name) for name in grid.methods}
+    runs = {name: by_seed for name, by_seed in runs.items() if by_seed}
+    if not runs:
+        raise ValueError(f"{grid.results} holds no finished run yet")
+    cost_file = grid.results / "cost.json"
+    cost = json.loads(cost_file.read_text()) if cost_file.exists() else {}
+    methods = {
+        name: summary(by_seed, runs.get(grid.baseline, {})) for name, by_seed in runs.items()
+    }
+    for name, row in methods.items():
+        row["cost"] = relative_cost(cost.get(name), cost.get(grid.baseline))
+    (grid.results / "results.json").write_text(
+        json.dumps({"baseline": grid.baseline, "methods": methods}, indent=2) + "\n"
+    )
+    text = table(methods, grid.baseline)
+    (grid.results / "table.md").write_text(text)
+    plot(runs, grid.results / "miou.svg")
+    return text
+
+
+def summary(by_seed: dict[int, dict], baseline: dict[int, dict]) -> dict:
+    """Numbers of one method, and its difference to the baseline on the seeds that both have."""
+    miou = {seed: run["miou"] for seed, run in sorted(by_seed.items())}
+    pairs = [value - baseline[seed]["miou"] for seed, value in miou.items() if seed in baseline]
+    return {
+        "seeds": list(miou),
+        "miou": list(miou.values()),
+        "mean": statistics.mean(miou.values()),
+        "std": statistics.stdev(miou.values()) if len(miou) > 1 else None,
+        "difference": paired_difference(pairs),
+        "iou": _mean_results(by_seed.values()),
+        "curve": _mean_curve(by_seed.values()),
+        "commits": sorted({run["versions"]["commit"] for run in by_seed.values()}),
+    }
+
+
+def paired_difference(differences: list[float]) -> dict | None:
+    """Mean of paired differences and the half width of its 95 % interval (Student's t).
+
+    The interval needs two pairs; without it the half width is None.
+    """
+    if not differences:
+        return None
+    n, half = len(differences), None
+    if n > 1:
+        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+        half = quantile * statistics.stdev(differences) / math.sqrt(n)
+    return {"pairs": n, "mean": statistics.mean(differences), "half_width": half}
+
+
+def relative_cost(own: dict | None, baseline: dict | None) -> dict | None:
+    """Step time and peak memory over the baseline's, and what inference costs."""
+    if own is None or baseline is None:
+        return None
+    return {
+        "time_ratio": own["time_ratio"],
+        "memory_ratio": own["peak_memory"] / baseline["peak_memory"],
+        **own["inference"],
+    }
+
+
+def table(methods: dict[str, dict], baseline: str) -> str:
+    """One row per method, in Markdown."""
+    lines = [
+        "| method | seeds | mIoU | std | difference to "
+        f"{baseline} (95 % interval) | time / step | peak memory | parameters, GFLOPs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in methods.items():
+        difference, cost = row["difference"], row["cost"]
+        cells = [name, str(len(row["miou"])), f"{row['mean']:.2f}", _number(row["std"])]
+        if difference is None or name == baseline:
+            cells.append("")
+        else:
+            cells.append(f"{difference['mean']:+.2f} ± {_number(difference['half_width'])}")
+        if cost is None:
+            cells += ["", "", ""]
+        else:
+            cells += [f"{cost['time_ratio']:.2f}", f"{cost['memory_ratio']:.2f}"]
+            cells.append(f"{cost['parameters']:,}, {cost['gflops']:.3f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(runs: dict[str, dict[int, dict]], path: Path) -> None:
+    """mIoU of every run as a dot, and the mean of each method as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "d2_pixcontrast"  # the same file for the same numbers
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(1.2 * len(runs) + 2, 4))
+    for position, by_seed in enumerate(runs.values()):
+        values = [run["miou"] for run in by_seed.values()]
+        axes.plot([position] * len(values), values, "o", color="#4878a8", alpha=0.7)
+        axes.hlines(statistics.mean(values), position - 0.3, position + 0.3, color="black")
+    axes.set_xticks(range(len(runs)), list(runs), rotation=20)
+    axes.set_ylabel("mIoU")
+    axes.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _runs(grid, method: str) -> dict[int, dict]:
+    files = {seed: grid.kept(method, seed) for seed in grid.seeds}
+    return {seed: json.loads(f.read_text()) for seed, f in files.items() if f.exists()}
+
+
+def _mean_results(runs) -> dict[str, float]:
+    results = [run["results"] for run in runs]
+    return {key: statistics.mean(r[key] for r in results) for key in results[0]}
+
+
+def _mean_curve(runs) -> dict[str, float]:
+    curves = [run["curve"] for run in runs]
+    return {
+        at: statistics.mean(c[at] for c in curves)
+        for at in curves[0]
+        if all(at in c for c in curves)
+    }
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}"

@@ -1,0 +1,201 @@
+#!/usr/bin/env python
+"""Trains a grid of (method, seed), and reports the methods beside their baseline.
+
+A run that has finished is kept at once as RESULTS/runs/<method>_<seed>.json and not trained again,
+and one that was interrupted goes on from its last checkpoint: call it again until it says that
+nothing is left. Examples::
+
+    python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --methods ce pixcontrast
+    python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --cost 12
+    python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --report
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from experiment_report import write_report
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "fvcore")
+METRIC = "sem_seg/"  # what the evaluator's numbers start with in metrics.json
+
+
+@dataclass(frozen=True)
+class Grid:
+    """An experiment: what is trained, and where its results are kept.
+
+    Attributes:
+        methods: name to config file.
+        seeds: each method is trained once with each.
+        baseline: the method that the others are compared with.
+        opts: KEY VALUE pairs for every run.
+        results: folder of the kept results.
+        output: folder of checkpoints and logs.
+    """
+
+    methods: dict[str, Path]
+    seeds: list[int]
+    baseline: str
+    opts: list[str]
+    results: Path
+    output: Path
+
+    @classmethod
+    def load(cls, path: Path) -> "Grid":
+        """
+        Raises:
+            ValueError: a key is missing or unknown, or a config file does not exist.
+        """
+        node = yaml.safe_load(path.read_text())
+        keys = {"METHODS", "SEEDS", "BASELINE", "OPTS", "RESULTS", "OUTPUT"}
+        if not isinstance(node, dict) or set(node) != keys:
+            raise ValueError(f"{path} needs the keys {sorted(keys)}, it has {sorted(node or {})}")
+        methods = {name: ROOT / "configs" / file for name, file in node["METHODS"].items()}
+        missing = [str(file) for file in methods.values() if not file.is_file()]
+        if missing:
+            raise ValueError(f"{path}: METHODS names {missing}, which do not exist")
+        if node["BASELINE"] not in methods:
+            raise ValueError(f"{path}: BASELINE {node['BASELINE']!r} is not one of {list(methods)}")
+        return cls(
+            methods=methods,
+            seeds=list(node["SEEDS"]),
+            baseline=node["BASELINE"],
+            opts=[str(part) for part in node["OPTS"]],
+            results=ROOT / node["RESULTS"],
+            output=ROOT / node["OUTPUT"],
+        )
+
+    def kept(self, method: str, seed: int) -> Path:
+        """Where a finished run's numbers are."""
+        return self.results / "runs" / f"{method}_{seed}.json"
+
+    def runs(self, methods: list[str], seeds: list[int]) -> list[tuple[str, int]]:
+        """All (method, seed), one seed after the other, so that early results compare methods."""
+        return [(method, seed) for seed in seeds for method in methods]
+
+
+def train(grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str]) -> None:
+    """One run in a process of its own, from its last checkpoint if there is one.
+
+    Raises:
+        RuntimeError: the training failed; the message names its log.
+    """
+    folder = grid.output / f"{method}_{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = [*grid.opts, *opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
+    command += [str(grid.methods[method]), "--num-gpus", str(num_gpus), "--resume", *options]
+    log = folder / "console.log"
+    with log.open("ab") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+    if code:
+        raise RuntimeError(f"{method}, seed {seed} ended with {code}; see {log}")
+    result = {
+        "method": method,
+        "seed": seed,
+        "config": str(grid.methods[method].relative_to(ROOT)),
+        "opts": [*grid.opts, *opts],
+        "versions": versions(),
+        **read_metrics(folder / "metrics.json"),
+    }
+    write_json(grid.kept(method, seed), result)
+
+
+def read_metrics(path: Path) -> dict:
+    """The evaluations of a run: the last one whole, and mIoU by iteration.
+
+    Raises:
+        RuntimeError: there is no evaluation.
+    """
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    evaluations = [r for r in records if f"{METRIC}mIoU" in r]
+    if not evaluations:
+        raise RuntimeError(f"{path} holds no evaluation")
+    last = evaluations[-1]
+    steps = [r["time"] for r in records if "time" in r]
+    return {
+        "miou": last[f"{METRIC}mIoU"],
+        "iterations": last["iteration"],
+        "curve": {str(r["iteration"]): r[f"{METRIC}mIoU"] for r in evaluations},
+        "results": {k.removeprefix(METRIC): v for k, v in last.items() if k.startswith(METRIC)},
+        "seconds_per_iteration": statistics.median(steps) if steps else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this checkout and of what it runs on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"commit": commit or "unknown", **found}
+
+
+def write_json(path: Path, value) -> None:
+    """Beside its place and then renamed: a kept result is a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def measure_cost(grid: Grid, iterations: int, opts: list[str]) -> None:
+    """Step time, memory, parameters and FLOPs of all methods, in one run of the benchmark."""
+    path = grid.results / "cost.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    order = [grid.baseline, *(name for name in grid.methods if name != grid.baseline)]
+    command = [sys.executable, str(ROOT / "tools" / "benchmark_training.py")]
+    command += [str(grid.methods[name]) for name in order]
+    command += ["--iterations", str(iterations), "--json", str(path), "--opts", *grid.opts, *opts]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    by_name = dict(zip(order, json.loads(path.read_text()).values(), strict=True))
+    write_json(path, by_name)
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("grid", type=Path, help="a file of configs/experiments")
+    parser.add_argument("--methods", nargs="+", help="of the grid; all if left out")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the grid; all if left out")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes of one run")
+    parser.add_argument("--cost", type=int, metavar="N", help="measure N steps of each method")
+    parser.add_argument("--report", action="store_true", help="write the table and the plot")
+    parser.add_argument("--opts", nargs="*", default=[], help="further KEY VALUE pairs")
+    args = parser.parse_args()
+    try:
+        grid = Grid.load(args.grid)
+        unknown = set(args.methods or []) - set(grid.methods)
+        if unknown:
+            raise ValueError(f"--methods {sorted(unknown)}: {args.grid} has {list(grid.methods)}")
+        if args.cost:
+            return measure_cost(grid, args.cost, args.opts)
+        if args.report:
+            return say(write_report(grid))
+        runs = grid.runs(args.methods or list(grid.methods), args.seeds or grid.seeds)
+        left = [run for run in runs if not grid.kept(*run).exists()]
+        say(f"{len(runs) - len(left)} of {len(runs)} runs are there")
+        for method, seed in left:
+            train(grid, method, seed, args.num_gpus, args.opts)
+            miou = json.loads(grid.kept(method, seed).read_text())["miou"]
+            say(f"{method}, seed {seed}: {miou:.2f}")
+        return say("nothing is left")
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"run_experiments.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
