@@ -7,9 +7,11 @@ from torch.multiprocessing import ProcessExitedException
 
 from d2_pixcontrast.compat import launch
 from d2_pixcontrast.engine import (
+    PREEMPTED,
     Trainer,
     default_argument_parser,
     evaluate,
+    forward_sigterm,
     one_line_errors,
     prepare,
     setup_cfg,
@@ -31,6 +33,8 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
+        if args.num_gpus > 1:
+            forward_sigterm()
         launch(
             main,
             args.num_gpus,
@@ -41,4 +45,6 @@ if __name__ == "__main__":
             device=cfg.MODEL.DEVICE,
         )
     except (ValueError, OSError, ProcessExitedException) as error:
+        if getattr(error, "exit_code", None) == PREEMPTED:
+            sys.exit(PREEMPTED)
         sys.exit(f"train_net.py: {error}")

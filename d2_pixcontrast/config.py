@@ -134,5 +134,10 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0  # detectron2: as WEIGHT_DECAY
     cfg.SOLVER.AMP.DTYPE = "float16"  # of SOLVER.AMP.ENABLED; or "bfloat16"
+    cfg.SOLVER.CHECKPOINTS_TO_KEEP = 0  # of model_<iteration>.pth, the newest; 0 = all
+    # Steps in a row that are skipped where a loss or gradient is not finite; 0 = training stops.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
+    # A total loss above this times the median of the last 20 is logged with its images; 0 = never.
+    cfg.SOLVER.LOSS_SPIKE_FACTOR = 5.0
     # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sem_seg/mIoU"

@@ -1,6 +1,7 @@
 """Data loaders whose stream depends on the seed alone: not on workers, ranks or restarts."""
 
 import itertools
+import os
 import secrets
 
 import numpy as np
@@ -193,3 +194,6 @@ def _init_worker(worker_id: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # A SIGTERM or Ctrl-C goes to the whole process group. It is the training that has to react, and
+    # it needs its workers to finish the step. They end with the process that started them.
+    os.setpgid(0, 0)

@@ -2,17 +2,21 @@
 
 from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
 from .checkpoint import SemSegCheckpointer, plain_state_dict
-from .hooks import BestCheckpointHook, TrainingProgressHook
+from .checkpoint_hooks import PREEMPTED, BestCheckpointHook, CheckpointHook, forward_sigterm
+from .hooks import TrainingProgressHook
 from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
 from .trainer import Trainer
 
 __all__ = [
+    "PREEMPTED",
     "BestCheckpointHook",
+    "CheckpointHook",
     "SemSegCheckpointer",
     "Trainer",
     "TrainingProgressHook",
     "default_argument_parser",
     "evaluate",
+    "forward_sigterm",
     "load_cfg",
     "one_line_errors",
     "plain_state_dict",

@@ -8,6 +8,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch.nn.parallel import DistributedDataParallel
 
+from .checkpoint_files import is_whole, keep_newest, numbered_checkpoints, write_atomically
 from .weights import (
     TIMM_PREFIX,
     load_timm_file,
@@ -44,14 +45,29 @@ class SemSegCheckpointer(DetectionCheckpointer):
     path or URL of detectron2's path manager, or ``timm://NAME``.
     """
 
-    def __init__(self, model, save_dir="", *, strict: bool = False, **checkpointables):
+    def __init__(
+        self,
+        model,
+        save_dir="",
+        *,
+        strict: bool = False,
+        checkpoints_to_keep: int = 0,
+        **checkpointables,
+    ):
         """
         Args:
             model, save_dir, checkpointables: as for detectron2's checkpointer.
             strict: refuse a file that does not fill the model, as evaluation needs it.
+            checkpoints_to_keep: how many of ``model_<iteration>.pth`` stay; 0 = all.
+
+        Raises:
+            ValueError: a negative number.
         """
         super().__init__(model, save_dir, **checkpointables)
+        if checkpoints_to_keep < 0:
+            raise ValueError(f"SOLVER.CHECKPOINTS_TO_KEEP is {checkpoints_to_keep}; 0 = all")
         self.strict = strict
+        self.checkpoints_to_keep = checkpoints_to_keep
 
     def save(self, name: str, tag: bool = True, **kwargs) -> None:
         """Write ``<name>.pth`` beside its place and rename it: no half file ever has the name.
@@ -68,13 +84,50 @@ class SemSegCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
-        _write_atomically(path, lambda file: torch.save(data, file))
+        write_atomically(path, lambda file: torch.save(data, file))
         if tag:
             self.tag_last_checkpoint(path.name)
+            if self.checkpoints_to_keep:
+                keep_newest(path.parent, self.checkpoints_to_keep)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         name = last_filename_basename.encode()
-        _write_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(name))
+        write_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(name))
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """Load the newest whole checkpoint of the run with all its states if ``resume`` and there
+        is one, else the weights of ``path``.
+
+        Raises:
+            ValueError: there are checkpoints to resume from, but none of them is whole.
+        """
+        newest = self._newest_whole_checkpoint() if resume else None
+        if newest is None:
+            return self.load(path, checkpointables=[])
+        return self.load(str(newest))
+
+    def _newest_whole_checkpoint(self) -> Path | None:
+        """The tagged checkpoint, or the newest before it if the tag or its file is damaged."""
+        folder = Path(self.save_dir)
+        if not folder.is_dir():
+            return None
+        candidates = numbered_checkpoints(folder)
+        tag = folder / "last_checkpoint"
+        # After a power cut a file may be there with zeros for content.
+        name = tag.read_text(errors="replace").strip("\0\n ") if tag.is_file() else ""
+        if name and "\0" not in name:
+            tagged = folder / name
+            candidates = [tagged, *(p for p in candidates if p != tagged)]
+        for candidate in candidates:
+            if is_whole(candidate):
+                return candidate
+            self.logger.warning(f"{candidate} is missing or damaged, trying the one before it")
+        if candidates:
+            raise ValueError(
+                f"--resume: all {len(candidates)} checkpoints of {folder} are damaged; "
+                "start without --resume"
+            )
+        return None
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """
@@ -175,15 +228,3 @@ def _without_wrapper(name: str) -> str:
     if name.startswith(_WRAPPED_HEAD):
         return _HEAD + name.removeprefix(_WRAPPED_HEAD)
     return name
-
-
-def _write_atomically(path: Path, write) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from ..compat import CfgNode
 from ..config import add_pixcontrast_config, inference_config
 from ..data import check_datasets
 from .checkpoint import SemSegCheckpointer
+from .checkpoint_hooks import PREEMPTED
 
 EXAMPLES = """
 Examples:
@@ -28,6 +29,8 @@ Train on eight GPUs, go on after an interruption:
 
 Train on the CPU, with other values than the file's:
     $ {prog} --config-file configs/..._cpu.yaml MODEL.DEVICE cpu SOLVER.BASE_LR 0.02
+
+SIGTERM ends the training after the current step with a checkpoint and exit status {preempted}.
 
 Evaluate a checkpoint:
     $ {prog} --config-file configs/....yaml --eval-only MODEL.WEIGHTS output/model_final.pth
@@ -40,7 +43,7 @@ Train on two machines:
 
 def default_argument_parser(prog: str = "train_net.py") -> argparse.ArgumentParser:
     """Detectron2's arguments, with examples of this project's use."""
-    return detectron2_argument_parser(epilog=EXAMPLES.format(prog=prog))
+    return detectron2_argument_parser(epilog=EXAMPLES.format(prog=prog, preempted=PREEMPTED))
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -95,12 +98,12 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
     """Ends the program with one line for bad input; the traceback goes to a file of OUTPUT_DIR.
 
-    ValueError and OSError are what this package and the file system raise for bad input; anything
-    else is a defect and passes.
+    ValueError and OSError are what this package and the file system raise for bad input, and
+    FloatingPointError a loss that is not finite; anything else is a defect and passes.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         path = os.path.join(cfg.OUTPUT_DIR, f"traceback_rank{comm.get_rank()}.txt")
         with contextlib.suppress(OSError), open(path, "w") as file:
             file.write(traceback.format_exc())

@@ -1,35 +1,61 @@
 """One training step."""
 
+import logging
+import math
 import time
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_SPIKE_WINDOW = 20  # iterations whose median a spike is compared with
 
 
 class StepTrainer(SimpleTrainer):
     """Forward, backward, update, with or without mixed precision, on any device.
 
-    Detectron2's AMPTrainer insists on CUDA and, in 0.5, on float16.
+    Detectron2's AMPTrainer insists on CUDA and, in 0.5, on float16. A loss that is not finite stops
+    the training before it reaches the weights, or has its step skipped.
     """
 
-    def __init__(self, model, data_loader, optimizer, amp_dtype: str | None = None):
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        amp_dtype: str | None = None,
+        max_skipped_steps: int = 0,
+        spike_factor: float = 0.0,
+    ):
         """
         Args:
             model, data_loader, optimizer: as for detectron2's SimpleTrainer.
             amp_dtype: "float16" (with loss scaling), "bfloat16", or None for full precision.
+            max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not
+                finite; 0 = training stops at the first.
+            spike_factor: a total loss above this times its recent median is logged; 0 = never.
 
         Raises:
-            ValueError: another ``amp_dtype``.
+            ValueError: another ``amp_dtype``, or a negative number.
         """
         super().__init__(model, data_loader, optimizer)
         if amp_dtype is not None and amp_dtype not in _DTYPES:
             raise ValueError(f"SOLVER.AMP.DTYPE is {amp_dtype!r}; known are {sorted(_DTYPES)}")
+        for key, value in (
+            ("MAX_SKIPPED_STEPS", max_skipped_steps),
+            ("LOSS_SPIKE_FACTOR", spike_factor),
+        ):
+            if value < 0:
+                raise ValueError(f"SOLVER.{key} is {value}; it cannot be negative")
         self._amp_dtype = _DTYPES.get(amp_dtype)
         self._device_type = next(model.parameters()).device.type
+        self._max_skipped = max_skipped_steps
+        self._spike_factor = spike_factor
+        self.skipped_in_a_row = 0
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=self._amp_dtype is torch.float16
         )
@@ -38,6 +64,7 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        statistics = self._norm_statistics() if self._max_skipped else {}
         with torch.autocast(
             self._device_type, self._amp_dtype, enabled=self._amp_dtype is not None
         ):
@@ -45,17 +72,88 @@ class StepTrainer(SimpleTrainer):
         losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
-        # Stops the training when a loss is not finite, before the weights are touched.
-        self._write_metrics(loss_dict, data_time)
-        self._record_single_loss(loss_dict)
+        if self._max_skipped and not self._is_finite(losses):
+            self._skip(loss_dict, data, statistics)
+            return
+        self.skipped_in_a_row = 0
+        self._write_metrics(loss_dict, data_time, images=_names(data))
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _record_single_loss(self, loss_dict: dict) -> None:
-        """Detectron2 records one loss as the total alone; its name belongs in the record, too."""
-        if len(loss_dict) == 1 and comm.is_main_process():
-            storage = get_event_storage()
-            storage.put_scalars(**dict.fromkeys(loss_dict, storage.latest()["total_loss"][0]))
+    def _write_metrics(self, loss_dict, data_time, prefix="", images=()) -> None:
+        """Record the losses, averaged over the ranks, under detectron2's names.
+
+        Raises:
+            FloatingPointError: a loss of any rank is not finite; names iteration, loss and images.
+        """
+        values = torch.stack([loss.detach().float() for loss in loss_dict.values()]).tolist()
+        own = dict(zip(loss_dict, values))
+        bad = [name for name, value in own.items() if not math.isfinite(value)]
+        # The names travel only if they are needed.
+        gathered = comm.gather((own, data_time, bad, images if bad else ()))
+        if bad and not comm.is_main_process():
+            raise FloatingPointError(_not_finite(self.iter, bad, images))
+        if not comm.is_main_process():
+            return
+        for _, _, names, their_images in gathered:
+            if names:
+                raise FloatingPointError(_not_finite(self.iter, names, their_images))
+        storage = get_event_storage()
+        means = {n: sum(losses[n] for losses, *_ in gathered) / len(gathered) for n in own}
+        self._log_spike(sum(means.values()), means, images)
+        storage.put_scalar("data_time", max(seconds for _, seconds, *_ in gathered))
+        storage.put_scalar(f"{prefix}total_loss", sum(means.values()))
+        storage.put_scalars(**means)
+
+    def _log_spike(self, total: float, means: dict[str, float], images) -> None:
+        history = get_event_storage().histories().get("total_loss")
+        if not self._spike_factor or history is None or len(history.values()) < _SPIKE_WINDOW:
+            return
+        usual = history.median(_SPIKE_WINDOW)
+        if total > self._spike_factor * usual:
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            logging.getLogger(__name__).warning(
+                f"Loss spike at iteration {self.iter}: {total:.4g}, the usual is {usual:.4g} "
+                f"({parts}); images of this process: {', '.join(images)}"
+            )
+
+    def _is_finite(self, losses: torch.Tensor) -> bool:
+        """Whether loss and gradients of all ranks are finite. Waits for the device."""
+        finite = losses.detach().isfinite().float()
+        if not self.grad_scaler.is_enabled():  # which has an opinion on gradients itself
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            finite = finite * torch.nn.utils.get_total_norm(grads).isfinite()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return bool(finite)
+
+    def _skip(self, loss_dict, data, statistics: dict[str, torch.Tensor]) -> None:
+        """Leave weights and batch norm's statistics as they were before the step.
+
+        Raises:
+            FloatingPointError: too many steps in a row.
+        """
+        self.skipped_in_a_row += 1
+        bad = [name for name, value in loss_dict.items() if not bool(value.detach().isfinite())]
+        text = _not_finite(
+            self.iter, bad or ["a gradient, or a loss of another process"], _names(data)
+        )
+        if self.skipped_in_a_row > self._max_skipped:
+            raise FloatingPointError(f"{text}; {self._max_skipped} steps before it were skipped")
+        logging.getLogger(__name__).warning(f"{text}; the step is skipped")
+        for name, buffer in self.model.named_buffers():
+            if name in statistics:
+                buffer.copy_(statistics[name])
+        self.optimizer.zero_grad()
+        if comm.is_main_process():
+            get_event_storage().put_scalar("skipped_steps", self.skipped_in_a_row)
+
+    def _norm_statistics(self) -> dict[str, torch.Tensor]:
+        return {
+            name: buffer.clone()
+            for name, buffer in self.model.named_buffers()
+            if name.endswith(_NORM_STATISTICS)
+        }
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
@@ -63,3 +161,15 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.grad_scaler.load_state_dict(state["grad_scaler"])
+
+
+def _names(data) -> list[str]:
+    """File names of a batch, if its samples are detectron2's dicts."""
+    return [str(s["file_name"]) for s in data if isinstance(s, dict) and "file_name" in s]
+
+
+def _not_finite(iteration: int, losses: list[str], images) -> str:
+    return (
+        f"not finite at iteration {iteration}: {', '.join(losses)}; images of that process: "
+        f"{', '.join(images)}"
+    )

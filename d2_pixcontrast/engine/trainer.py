@@ -1,13 +1,15 @@
 """The training loop."""
 
 import logging
+import os
 import weakref
 
 import torch
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from timm.layers import convert_sync_batchnorm
 
 from ..compat import create_ddp_model
@@ -15,7 +17,9 @@ from ..data import build_test_loader, build_train_loader
 from ..evaluation import SemSegEvaluator
 from ..solver import build_lr_scheduler, build_optimizer
 from .checkpoint import SemSegCheckpointer
-from .hooks import BestCheckpointHook, TrainingProgressHook
+from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, PreemptionHook
+from .hooks import TrainingProgressHook
+from .records import WINDOW, MetricsWriter, RecordsHook
 from .step import StepTrainer
 
 
@@ -42,10 +46,18 @@ class Trainer(DefaultTrainer):
             data_loader,
             optimizer,
             amp_dtype=cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else None,
+            max_skipped_steps=cfg.SOLVER.MAX_SKIPPED_STEPS,
+            spike_factor=cfg.SOLVER.LOSS_SPIKE_FACTOR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = SemSegCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = SemSegCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            checkpoints_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
+        self.completed_iter = -1  # the last one whose update is in the weights
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
@@ -56,26 +68,78 @@ class Trainer(DefaultTrainer):
         if self.start_iter:
             logging.getLogger(__name__).info(f"Resuming at iteration {self.start_iter}")
 
+    def run_step(self) -> None:
+        super().run_step()
+        self.completed_iter = self.iter
+
+    def after_train(self) -> None:
+        # Resumed after its last step, only the final evaluation is left; detectron2 counts one up.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def build_hooks(self) -> list:
+        """Detectron2's hooks, with checkpoints after all that a checkpoint vouches for."""
+        cfg, main = self.cfg, comm.is_main_process()
         self._progress_hook = TrainingProgressHook(
             self.model, self.scheduler, self.seed, comm.get_rank()
         )
-        hooks = [self._progress_hook, *super().build_hooks()]
-        if self.cfg.SOLVER.BEST_CHECKPOINT_METRIC:
-            best = BestCheckpointHook(self.checkpointer, self.cfg.SOLVER.BEST_CHECKPOINT_METRIC)
-            writers = int(comm.is_main_process())  # they come last, and only there
-            hooks.insert(len(hooks) - writers, best)
-        return hooks
+        kept = [
+            hook
+            for hook in super().build_hooks()
+            if not isinstance(hook, (hooks.PeriodicCheckpointer, hooks.PeriodicWriter))
+        ]
+        if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
+            kept.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.BEST_CHECKPOINT_METRIC))
+        writers = self.build_writers() if main else []
+        metrics = next((w for w in writers if isinstance(w, MetricsWriter)), None)
+        period = cfg.SOLVER.CHECKPOINT_PERIOD
+        checkpoints = CheckpointHook(self.checkpointer, period) if main else None
+        return [
+            self._progress_hook,
+            *kept,
+            RecordsHook(metrics),
+            hooks.PeriodicWriter(writers, period=WINDOW) if main else None,
+            checkpoints,
+            PreemptionHook(checkpoints),
+        ]
+
+    def build_writers(self) -> list:
+        """Detectron2's writers, but for the one of metrics.json."""
+        folder = self.cfg.OUTPUT_DIR
+        return [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(os.path.join(folder, "metrics.json"), self.max_iter),
+            TensorboardXWriter(folder),
+        ]
 
     def state_dict(self) -> dict:
         # Not DefaultTrainer's: 0.5 leaves out the optimiser and the grad-scaler.
         step = self._trainer.state_dict()
-        return {**TrainerBase.state_dict(self), "_trainer": step, "seed": self.seed}
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": step,
+            "seed": self.seed,
+            "schedule": self._schedule(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
         self.seed = self.data_loader.seed = self._progress_hook.seed = state["seed"]
+        for key, now in self._schedule().items():
+            before = state.get("schedule", {}).get(key, now)
+            if before != now:
+                logging.getLogger(__name__).warning(f"Resuming with {key} {now}, before {before}")
+
+    def _schedule(self) -> dict[str, float]:
+        """What a resumed run may change, and is told of."""
+        solver = self.cfg.SOLVER
+        return {
+            "SOLVER.MAX_ITER": solver.MAX_ITER,
+            "SOLVER.IMS_PER_BATCH": solver.IMS_PER_BATCH,
+            "SOLVER.BASE_LR": solver.BASE_LR,
+            "number of processes": comm.get_world_size(),
+        }
 
     @classmethod
     def build_model(cls, cfg) -> torch.nn.Module:

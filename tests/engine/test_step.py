@@ -72,14 +72,125 @@ def test_scaler_state_is_saved_and_restored():
     assert other.grad_scaler.get_scale() == 1024.0
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
-    model = Toy().train()
-    before = [p.clone() for p in model.parameters()]
+class Normed(torch.nn.Module):
+    """A model with batch norm, on detectron2's lists of dicts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.layer = torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+
+    def forward(self, data):
+        out = self.layer(self.norm(torch.stack([sample["x"] for sample in data])))
+        return {"loss_a": out.square().mean(), "loss_b": out.abs().mean() * 0.1}
+
+
+def sample(name, value=None):
+    x = torch.randn(4, generator=torch.Generator().manual_seed(len(name)))
+    return {"file_name": name, "x": x if value is None else torch.full((4,), value)}
+
+
+GOOD = [sample("a.png"), sample("bbb.png")]
+BAD = [sample("a.png"), sample("broken.png", torch.nan)]
+
+
+def train(batches, **kwargs):
+    model = Normed().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    trainer = StepTrainer(model, [torch.full((5, 4), torch.nan)], optimizer)
-    with EventStorage(), pytest.raises(FloatingPointError, match="iteration=0"):
+    trainer = StepTrainer(model, batches, optimizer, **kwargs)
+    with EventStorage() as storage:
+        for trainer.iter in range(len(batches)):
+            storage.iter = trainer.iter
+            trainer.run_step()
+    return model, storage
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched():
+    model = Normed().train()
+    before = [p.clone() for p in model.parameters()]
+    trainer = StepTrainer(model, [BAD], torch.optim.SGD(model.parameters(), 0.1))
+    trainer.iter = 7
+    message = "not finite at iteration 7: loss_a, loss_b; .* a.png, broken.png"
+    with EventStorage(), pytest.raises(FloatingPointError, match=message):
         trainer.run_step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_only_the_loss_that_is_not_finite_is_named():
+    class Half(Normed):
+        def forward(self, data):
+            return {**super().forward(data), "loss_b": torch.tensor(torch.inf)}
+
+    model = Half().train()
+    trainer = StepTrainer(model, [GOOD], torch.optim.SGD(model.parameters(), 0.1))
+    trainer.iter = 0
+    with EventStorage(), pytest.raises(FloatingPointError, match="iteration 0: loss_b;"):
+        trainer.run_step()
+
+
+@pytest.mark.parametrize("amp_dtype", [None, "float16", "bfloat16"])
+def test_a_skipped_step_leaves_no_trace(amp_dtype, caplog):
+    skipped, storage = train([GOOD, BAD, GOOD], max_skipped_steps=1, amp_dtype=amp_dtype)
+    plain, _ = train([GOOD, GOOD], amp_dtype=amp_dtype)
+    for name, value in skipped.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=0, atol=0)
+    assert storage.history("total_loss").values()[-1][1] == 2
+    assert len(storage.history("total_loss").values()) == 2
+    assert "broken.png; the step is skipped" in caplog.text
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
+    class Root(Normed):
+        def forward(self, data):
+            out = self.layer(self.norm(torch.stack([s["x"] for s in data])))
+            return {"loss_a": (out - out.detach()).square().sum().sqrt()}  # 0; its slope is NaN
+
+    model = Root().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = StepTrainer(
+        model, [GOOD], torch.optim.SGD(model.parameters(), 0.1), max_skipped_steps=1
+    )
+    trainer.iter = 0
+    with EventStorage():
+        trainer.run_step()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert "a gradient" in caplog.text
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_training():
+    train([BAD, BAD, GOOD, BAD, BAD], max_skipped_steps=2)
+    with pytest.raises(FloatingPointError, match="2 steps before it were skipped"):
+        train([BAD, BAD, BAD], max_skipped_steps=2)
+
+
+def test_spikes_are_logged_with_their_images(caplog):
+    spike = [sample("a.png"), sample("spiky.png")]
+
+    class Spiky(Normed):
+        def forward(self, data):
+            loss = super().forward(data)["loss_a"] * 0 + 1
+            return {"loss_a": loss * (11 if data[1]["file_name"] == "spiky.png" else 1)}
+
+    for factor, seen in ((5.0, True), (20.0, False), (0.0, False)):
+        caplog.clear()
+        model = Spiky().train()
+        batches = [GOOD] * 20 + [spike, GOOD]
+        trainer = StepTrainer(
+            model, batches, torch.optim.SGD(model.parameters(), 0.0), spike_factor=factor
+        )
+        with EventStorage() as storage:
+            for trainer.iter in range(22):
+                storage.iter = trainer.iter
+                trainer.run_step()
+        lines = [r.getMessage() for r in caplog.records if "spike" in r.getMessage()]
+        assert len(lines) == seen
+        assert not seen or ("iteration 20: 11," in lines[0] and "spiky.png" in lines[0])
+
+
+@pytest.mark.parametrize("key", ["max_skipped_steps", "spike_factor"])
+def test_negative_numbers_are_refused(key):
+    with pytest.raises(ValueError, match=r"SOLVER\.\w+ is -1"):
+        train([GOOD], **{key: -1})
 
 
 def test_unknown_dtype():

@@ -1,0 +1,59 @@
+"""The short form of the torture: kills at random moments, and a tool that can see a difference."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+TOOL = ROOT / "tools" / "torture_resume.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("torture_resume", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_killed_runs_end_as_the_one_that_was_left_alone(tmp_path):
+    command = [sys.executable, str(TOOL), "--kills", "2", "--iterations", "16"]
+    command += ["--checkpoint-period", "3", "--output", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    equal, trials = done.stdout.splitlines()[-1].removesuffix(" equal").split("/")
+    assert equal == trials != "0"
+
+
+def write_run(folder, weight=1.0, momentum=2.0, loss=3.0):
+    folder.mkdir()
+    optimizer = {"state": {0: {"momentum_buffer": torch.tensor(momentum)}}, "lr": [0.1]}
+    values = {"loss": [[3.0, 1]], "time": [[float(folder.stat().st_ino), 1]]}
+    end = {"model": {"w": torch.tensor(weight)}, "trainer": {"o": optimizer, "values": values}}
+    torch.save(end, folder / "model_final.pth")
+    line = f'{{"iteration": 1, "loss": {loss}, "time": {folder.stat().st_ino}}}\n'
+    (folder / "metrics.json").write_text(line)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({}, []),
+        ({"weight": 1.5}, ["model/w"]),
+        ({"momentum": 2.5}, ["trainer/o/state/0/momentum_buffer"]),
+        ({"loss": 3.5}, ["metrics.json"]),
+    ],
+)
+def test_differences_are_found(tool, tmp_path, change, found):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", **change)
+    assert tool.differences(a, b) == found
+
+
+def test_a_repeated_record_is_a_difference(tool, tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    (a / "metrics.json").write_text((a / "metrics.json").read_text() * 2)
+    assert "metrics.json repeats an iteration" in tool.differences(a, b)
