@@ -123,6 +123,22 @@ def _add_pixel_contrast(cfg: CN) -> None:
     mining.NUM_POSITIVES = 1024  # per anchor, at most; not for "all"
     mining.NUM_NEGATIVES = 2048
     mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives
+    # "contrast_set": the memory's or the batch's own; "bane": the batch's boundary-aware negatives
+    # join them.
+    node.NEGATIVES = "contrast_set"
+    _add_bane(node)
+
+
+def _add_bane(node: CN) -> None:
+    """Boundary-aware negatives of a term: Contextrast, CVPR 2024."""
+    node.BANE = CN()
+    # Share of an image's wrong pixels of one class that are taken: those nearest to the boundary of
+    # the error.
+    node.BANE.KEEP_PERCENT = 50.0
+    # "other": negatives of the anchors of all classes but the pixel's own; "confused": of those of
+    # the class that it is taken for.
+    node.BANE.TARGET = "other"
+    node.BANE.MAX_NEGATIVES = 2048  # per rank and step, at random where there are more
 
 
 def _add_solver(cfg: CN) -> None:
