@@ -129,7 +129,7 @@ def sample_boundary_negatives(
     bits = reach.bit_length() + key_bits
     order, starts, counts = sort_by_bin(bins, nearness, num_maps + 1, bits=bits)
 
-    # 30 % of 10 is a little more than 3 in floating point.
+    # 7 % of 100 is a little more than 7 in floating point.
     keep = (counts.double() * (keep_percent / 100) - 1e-9).ceil()
     keep = keep.where(torch.arange(num_maps + 1, device=keep.device) < num_maps, 0)
     bin_of = bins[order]

@@ -228,12 +228,35 @@ def test_fewer_than_the_limit_leaves_slots_empty():
 
 
 def test_many_maps_on_a_large_grid_keep_their_order():
-    """Class, distance and key together need more than 63 bits here; nearness must not suffer."""
+    """Map, distance and key together need more than 63 bits here; nearness must not suffer."""
     labels = torch.full((1, 1, 40_000), 899)
+    labels[0, 0, 20_000:] = 898
     predictions = labels.clone()
-    predictions[0, 0, 1:] = 0
+    predictions[0, 0, 1:-1] = 0
     result = draw(labels, predictions, 2**20, keep_percent=25.0)
-    assert torch.equal(result.mask[0, 0].nonzero().flatten(), torch.arange(1, 10_001))
+    for label in (898, 899):
+        distance = result.distance[result.group == label]
+        kept = result.mask[result.group == label]
+        assert len(distance) == 19_999 and kept.sum() == 5_000
+        assert distance[kept].max() <= distance[~kept].min()
+
+
+def test_the_number_kept_is_not_rounded_up_by_an_error_of_floating_point():
+    """0.07 * 100 is 7.000000000000001."""
+    labels = torch.zeros(1, 10, 10, dtype=torch.int64)
+    result = draw(labels, torch.ones_like(labels), 2, keep_percent=7.0)
+    assert result.mask.sum() == 7
+
+
+def test_an_ignore_value_among_the_classes():
+    labels = torch.zeros(1, 4, 4, dtype=torch.int64)
+    labels[0, :2] = 1
+    keys = torch.zeros(1, 16, dtype=torch.int64)
+    result = sample_boundary_negatives(
+        labels, torch.full_like(labels, 2), keys, num_classes=3, ignore_value=1, keep_percent=50.0
+    )
+    assert torch.equal(result.group[0, :, 0], torch.tensor([-1, -1, 0, 0]))
+    assert torch.equal(result.mask[0, :, 0], torch.tensor([False, False, True, False]))
 
 
 @pytest.mark.parametrize("percent", [0.0, -1.0, 100.5, math.nan])
