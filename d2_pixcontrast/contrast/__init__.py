@@ -7,18 +7,24 @@ from .boundary_negatives import (
     check_bane,
     sample_boundary_negatives,
 )
+from .class_anchors import ClassAnchors, class_anchors, update_anchors
 from .class_queue import ClassEntries, ClassQueue
+from .class_sums import unit_class_sums
+from .cross_contrast import LabelledRows, cross_contrast_loss
 from .distance_transform import distance_to_boundary
-from .distributed import gather_batch
+from .distributed import gather_batch, sum_over_ranks
 from .losses import ContrastLoss, ExtraNegatives, pixel_contrast_loss
 from .memory_bank import MemoryBank, region_means
 from .mining import MINING_MODES, Mining
+from .pixel_anchor_loss import PixelAnchorLoss, pixel_anchor_loss
 from .projector import ProjectionHead
 from .random_keys import random_keys
 from .resize import nearest_resize
 from .sampling import (
     AnchorSample,
+    PixelSample,
     gather_pixels,
+    sample_balanced,
     sample_class_anchors,
     sample_group_pixels,
     sample_hard_anchors,
@@ -29,24 +35,35 @@ __all__ = [
     "MINING_MODES",
     "AnchorSample",
     "BoundaryNegatives",
+    "ClassAnchors",
     "ClassEntries",
     "ClassQueue",
     "ContrastLoss",
     "ExtraNegatives",
+    "LabelledRows",
     "MemoryBank",
     "Mining",
     "NegativeSlots",
+    "PixelAnchorLoss",
+    "PixelSample",
     "ProjectionHead",
     "check_bane",
+    "class_anchors",
+    "cross_contrast_loss",
     "distance_to_boundary",
     "gather_batch",
     "gather_pixels",
     "nearest_resize",
+    "pixel_anchor_loss",
     "pixel_contrast_loss",
     "random_keys",
     "region_means",
+    "sample_balanced",
     "sample_boundary_negatives",
     "sample_class_anchors",
     "sample_group_pixels",
     "sample_hard_anchors",
+    "sum_over_ranks",
+    "unit_class_sums",
+    "update_anchors",
 ]
