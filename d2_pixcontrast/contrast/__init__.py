@@ -2,6 +2,7 @@
 
 from .boundary_negatives import (
     BANE_TARGETS,
+    Bane,
     BoundaryNegatives,
     NegativeSlots,
     check_bane,
@@ -34,6 +35,7 @@ __all__ = [
     "BANE_TARGETS",
     "MINING_MODES",
     "AnchorSample",
+    "Bane",
     "BoundaryNegatives",
     "ClassAnchors",
     "ClassEntries",

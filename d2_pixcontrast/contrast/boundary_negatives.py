@@ -65,12 +65,35 @@ class BoundaryNegatives(NamedTuple):
         Raises:
             ValueError: ``limit`` below 1.
         """
-        if limit < 1:
-            raise ValueError(f"BANE.MAX_NEGATIVES has to be at least 1, got {limit}")
+        _check_limit(limit)
         order = keys.flatten().where(self.mask.flatten(), _LAST)
         drawn = order.topk(min(limit, len(order)), largest=False)
         group = self.group.flatten()[drawn.indices]
         return NegativeSlots(drawn.indices, drawn.values < _LAST, group, self.target)
+
+
+class Bane(NamedTuple):
+    """How boundary-aware negatives are chosen.
+
+    Attributes:
+        keep_percent, target: see :func:`sample_boundary_negatives`.
+        max_negatives: per rank and step, at most.
+    """
+
+    keep_percent: float = 50.0
+    target: str = "other"
+    max_negatives: int = 2048
+
+    def check(self) -> "Bane":
+        """The same, if all is in range.
+
+        Raises:
+            ValueError: ``keep_percent`` outside (0, 100], an unknown ``target``, or
+                ``max_negatives`` below 1.
+        """
+        check_bane(self.keep_percent, self.target)
+        _check_limit(self.max_negatives)
+        return self
 
 
 def check_bane(keep_percent: float, target: str) -> None:
@@ -136,6 +159,11 @@ def sample_boundary_negatives(
     rank = torch.arange(len(order), device=order.device) - starts[bin_of]
     mask = torch.zeros_like(order, dtype=torch.bool).scatter_(0, order, rank < keep[bin_of])
     return BoundaryNegatives(mask.view(labels.shape), group, square_root(squared), target)
+
+
+def _check_limit(limit):
+    if limit < 1:
+        raise ValueError(f"BANE.MAX_NEGATIVES has to be at least 1, got {limit}")
 
 
 def _error_maps(labels, predictions, num_classes, ignore_value, target):

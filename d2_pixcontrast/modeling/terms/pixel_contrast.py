@@ -222,9 +222,7 @@ class PixelContrast(Term):
             keep_percent=self.bane.keep_percent,
             target=self.bane.target,
         )
-        return chosen.slots(
-            self.bane.max_negatives, inputs.random_keys(size.numel(), _SLOT_STREAM)
-        )
+        return chosen.slots(self.bane.max_negatives, inputs.random_keys(size.numel(), _SLOT_STREAM))
 
     def _row_keys(self, inputs: TermInputs, size, index) -> torch.Tensor | None:
         """Random keys of the anchors, by their pixels: the same on any rank."""
