@@ -193,6 +193,21 @@ def test_an_image_gives_the_same_negatives_on_any_rank():
     assert set(whole.index[whole.mask].tolist()) == places[0] | {i + 128 for i in places[1]}
 
 
+def test_the_draw_of_slots_is_independent_of_the_ties():
+    """Three columns are certain, half of the fourth is drawn; its pixels fill no more slots."""
+    term, drawn = make_term(bane=Bane(max_negatives=7)), 0
+    for iteration in range(200):
+        inputs = make_inputs(iteration, batch=1)
+        inputs.labels.fill_(0)
+        inputs.logits[:, 1] = 9
+        inputs.logits[:, :, :, 0] = inputs.logits.new_tensor([9, 0, 0])[:, None]
+        slots = term._boundary_negatives(inputs, torch.Size((8, 8)))
+        assert slots.mask.all() and (slots.index % 8).max() <= 4
+        drawn += int((slots.index % 8 == 4).sum())
+    # 7 slots for 24 + 4 pixels: 1 a draw; the standard deviation of 200 draws is 11.5.
+    assert abs(drawn - 200) < 4 * 11.5
+
+
 def test_no_sync():
     term, inputs = make_term(True), make_inputs()
     with Operators() as operators:
