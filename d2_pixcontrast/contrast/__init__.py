@@ -10,14 +10,14 @@ from .boundary_negatives import (
 )
 from .class_anchors import ClassAnchors, class_anchors, update_anchors
 from .class_queue import ClassEntries, ClassQueue
-from .class_sums import unit_class_sums
 from .cross_contrast import LabelledRows, cross_contrast_loss
 from .distance_transform import distance_to_boundary
 from .distributed import gather_batch, sum_over_ranks
 from .losses import ContrastLoss, ExtraNegatives, pixel_contrast_loss
 from .memory_bank import MemoryBank, region_means
 from .mining import MINING_MODES, Mining
-from .pixel_anchor_loss import PixelAnchorLoss, pixel_anchor_loss
+from .pixel_anchor_loss import AnchorNegatives, PixelAnchorLoss, pixel_anchor_loss
+from .pixel_embeddings import PixelEmbeddings
 from .projector import ProjectionHead
 from .random_keys import random_keys
 from .resize import nearest_resize
@@ -34,6 +34,7 @@ from .sampling import (
 __all__ = [
     "BANE_TARGETS",
     "MINING_MODES",
+    "AnchorNegatives",
     "AnchorSample",
     "Bane",
     "BoundaryNegatives",
@@ -47,6 +48,7 @@ __all__ = [
     "Mining",
     "NegativeSlots",
     "PixelAnchorLoss",
+    "PixelEmbeddings",
     "PixelSample",
     "ProjectionHead",
     "check_bane",
@@ -66,6 +68,5 @@ __all__ = [
     "sample_group_pixels",
     "sample_hard_anchors",
     "sum_over_ranks",
-    "unit_class_sums",
     "update_anchors",
 ]

@@ -6,8 +6,19 @@ import torch
 from torch.nn import functional as F
 
 from .contrast_sets import log_sum
-from .losses import ExtraNegatives
 from .sampling import PixelSample
+
+
+class AnchorNegatives(NamedTuple):
+    """Negatives of class anchors.
+
+    Attributes:
+        cosines: (C, E) of the anchors with them.
+        mask: (C, E) bool, which of them is a negative of which anchor.
+    """
+
+    cosines: torch.Tensor
+    mask: torch.Tensor
 
 
 class PixelAnchorLoss(NamedTuple):
@@ -29,12 +40,11 @@ class PixelAnchorLoss(NamedTuple):
 
 
 def pixel_anchor_loss(
-    anchors: torch.Tensor,
-    present: torch.Tensor,
-    rows: torch.Tensor,
+    cosines: torch.Tensor,
     sample: PixelSample,
+    present: torch.Tensor,
     *,
-    negatives: ExtraNegatives | None = None,
+    negatives: AnchorNegatives | None = None,
     temperature: float = 0.1,
 ) -> PixelAnchorLoss:
     """Contextrast's loss of one level: Sung et al., CVPR 2024.
@@ -52,36 +62,33 @@ def pixel_anchor_loss(
     without such pixels its loss is 0.
 
     Args:
-        anchors: (C, D).
+        cosines: (C, S) of the anchors with the sampled pixels, in float32 or wider.
+        sample: classes and mask of these pixels.
         present: (C,) bool, which anchors there are.
-        rows: (S, D) unit vectors of the sampled pixels.
-        sample: their classes and mask.
-        negatives: rows (E, D) and, for every anchor, which of them are its negatives, (C, E); None
-            = the sampled pixels of the other classes for all anchors.
+        negatives: None = the sampled pixels of the other classes for all anchors.
         temperature: tau.
     """
-    with torch.autocast(anchors.device.type, enabled=False):
-        cosine = anchors @ rows.t()
-        classes = torch.arange(len(anchors), device=rows.device)
-        same = sample.labels == classes[:, None]
-        count = (same & sample.mask).sum(1)
-        active = present & (count > 0)
-        unserved = active
-        chosen = sample.mask & ~same
-        if negatives is not None:
-            unserved = active & ~negatives.mask.any(1)
-            cosine = torch.cat([cosine, anchors @ negatives.rows.t()], 1)
-            chosen = torch.cat([chosen & unserved[:, None], negatives.mask], 1)
-        log_negatives = log_sum(cosine / temperature, chosen)
-        # One anchor for each sampled pixel: that of its class.
-        positive = cosine[:, : len(rows)].gather(0, sample.labels[None])[0]
-        num_anchors = active.sum()
-        share = active.to(cosine.dtype) / (count * num_anchors).clamp(min=1)
-        weight = share[sample.labels] * sample.mask
-        pair_loss = F.softplus(log_negatives[sample.labels] - positive / temperature)
-        loss = (pair_loss * weight).sum()
-        with torch.no_grad():
-            pos_sim = (positive * weight).sum()
-            of_anchor = cosine.where(chosen, 0).sum(1) / chosen.sum(1).clamp(min=1)
-            neg_sim = of_anchor.where(active, 0).sum() / num_anchors.clamp(min=1)
-    return PixelAnchorLoss(loss, num_anchors, unserved.sum(), pos_sim, neg_sim)
+    classes = torch.arange(len(cosines), device=cosines.device)
+    same = sample.labels == classes[:, None]
+    count = (same & sample.mask).sum(1)
+    active = present & (count > 0)
+    # One anchor for each sampled pixel: that of its class.
+    positive = cosines.gather(0, sample.labels[None])[0]
+    unserved = active
+    chosen = sample.mask & ~same
+    if negatives is not None:
+        unserved = active & ~negatives.mask.any(1)
+        cosines = torch.cat([cosines, negatives.cosines], 1)
+        chosen = torch.cat([chosen & unserved[:, None], negatives.mask], 1)
+    log_negatives = log_sum(cosines / temperature, chosen)
+    num_anchors = active.sum()
+    share = active.to(cosines.dtype) / (count * num_anchors).clamp(min=1)
+    weight = share[sample.labels] * sample.mask
+    pair_loss = F.softplus(log_negatives[sample.labels] - positive / temperature)
+    with torch.no_grad():
+        pos_sim = (positive * weight).sum()
+        of_anchor = cosines.where(chosen, 0).sum(1) / chosen.sum(1).clamp(min=1)
+        neg_sim = of_anchor.where(active, 0).sum() / num_anchors.clamp(min=1)
+    return PixelAnchorLoss(
+        (pair_loss * weight).sum(), num_anchors, unserved.sum(), pos_sim, neg_sim
+    )

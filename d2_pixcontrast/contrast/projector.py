@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .class_sums import unit, unit_class_sums
+from .pixel_embeddings import PixelEmbeddings, unit
 from .sampling import gather_pixels
 
 
@@ -82,9 +82,6 @@ class ProjectionHead(nn.Module):
         rows = gather_pixels(hidden, index)
         return unit(F.linear(rows, self.out.weight.flatten(1), self.out.bias))
 
-    def class_sums(
-        self, hidden: torch.Tensor, labels: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of :meth:`all_rows` by class, see :func:`unit_class_sums`, for less memory."""
-        weight = self.out.weight.flatten(1)
-        return unit_class_sums(hidden, weight, self.out.bias, labels, num_classes)
+    def pixels(self, hidden: torch.Tensor) -> PixelEmbeddings:
+        """:meth:`all_rows` for sums by class and products with anchors alone: far cheaper."""
+        return PixelEmbeddings(hidden, self.out.weight.flatten(1), self.out.bias)

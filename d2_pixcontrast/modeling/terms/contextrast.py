@@ -1,18 +1,21 @@
 """Contextual contrast at several levels: Sung et al., "Contextrast: Contextual Contrastive Learning
 for Semantic Segmentation", CVPR 2024."""
 
+from typing import NamedTuple
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, get_norm
 from torch import nn
 
 from ...contrast import (
+    AnchorNegatives,
+    Bane,
     ClassAnchors,
-    ExtraNegatives,
     NegativeSlots,
     PixelAnchorLoss,
+    PixelEmbeddings,
     ProjectionHead,
-    check_bane,
     class_anchors,
     pixel_anchor_loss,
     sample_balanced,
@@ -33,7 +36,18 @@ _NODE = "MODEL.CONTEXTRAST"
 _NEGATIVES = ("bane", "random")
 # Each level draws from streams of its own, and no other term from these.
 _STREAMS = range(100, 200)
-_PIXELS, _CLASSES, _TIES, _SLOTS = range(4)
+_NO_CLASS = -1
+
+
+class _Level(NamedTuple):
+    """What the loss of one level needs: all (B, h, w), the keys (B, h * w)."""
+
+    embeddings: PixelEmbeddings
+    labels: torch.Tensor
+    predictions: torch.Tensor
+    pixel_keys: torch.Tensor
+    tie_keys: torch.Tensor
+    slot_keys: torch.Tensor
 
 
 @TERM_REGISTRY.register()
@@ -59,10 +73,7 @@ class Contextrast(Term):
         detach: bool = False,
         all_ranks: bool = False,
         max_positives: int = 4096,
-        negatives: str = "bane",
-        max_negatives: int = 2048,
-        keep_percent: float = 50.0,
-        target: str = "other",
+        bane: Bane | None = None,
     ):
         """
         Args:
@@ -79,13 +90,11 @@ class Contextrast(Term):
             all_ranks: anchors are means over the batch of all ranks.
             max_positives: pixels per level, evenly from the classes, that are positives of their
                 class' anchor.
-            negatives: "bane" (boundary-aware) or "random" (the others' positives).
-            max_negatives: boundary-aware negatives per level, at most.
-            keep_percent: share of each error map that is taken, in percent.
-            target: see :func:`~d2_pixcontrast.contrast.sample_boundary_negatives`.
+            bane: chooses the boundary-aware negatives of each level; None = the negatives are the
+                sampled positives of the other classes.
 
         Raises:
-            ValueError: a number out of its range, an unknown word, or not one weight per level.
+            ValueError: a number out of its range, or not one weight per level.
         """
         super().__init__(warmup)
         require_positive(
@@ -93,16 +102,12 @@ class Contextrast(Term):
             LOSS_WEIGHT=loss_weight,
             TEMPERATURE=temperature,
             MAX_POSITIVES=max_positives,
-            **{"BANE.MAX_NEGATIVES": max_negatives},
         )
         require_same_length(_NODE, IN_FEATURES=in_features, LEVEL_WEIGHTS=level_weights)
         for weight in level_weights:
             require_positive(_NODE, LEVEL_WEIGHTS=weight)
         if not 0 <= low_weight <= 1:
             raise ValueError(f"{_NODE}.ANCHORS.LOW_WEIGHT has to be in [0, 1], got {low_weight}")
-        if negatives not in _NEGATIVES:
-            raise ValueError(f"{_NODE}.NEGATIVES is {negatives!r}; known are {list(_NEGATIVES)}")
-        check_bane(keep_percent, target)
         self.projectors = nn.ModuleList(projectors)
         self.in_features = list(in_features)
         self.num_classes = num_classes
@@ -114,10 +119,7 @@ class Contextrast(Term):
         self.detach = detach
         self.all_ranks = all_ranks
         self.max_positives = max_positives
-        self.negatives = negatives
-        self.max_negatives = max_negatives
-        self.keep_percent = keep_percent
-        self.target = target
+        self.bane = None if bane is None else bane.check()
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -144,76 +146,69 @@ class Contextrast(Term):
             detach=node.ANCHORS.DETACH,
             all_ranks=node.ANCHORS.ALL_RANKS,
             max_positives=node.MAX_POSITIVES,
-            negatives=node.NEGATIVES,
-            max_negatives=node.BANE.MAX_NEGATIVES,
-            keep_percent=node.BANE.KEEP_PERCENT,
-            target=node.BANE.TARGET,
+            bane=_build_bane(node),
         )
 
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
-        features = (inputs.features[name] for name in self.in_features)
-        hidden = [p.hidden(x) for p, x in zip(self.projectors, features, strict=True)]
-        anchors = self._anchors(hidden, inputs)
-        slots = [self._boundary_slots(level, h, inputs) for level, h in enumerate(hidden)]
-        results = [
-            self._level_loss(level, h, rows, present, slots[level], inputs)
-            for level, (h, rows, present) in enumerate(zip(hidden, *anchors, strict=True))
-        ]
+        levels = [self._level(i, inputs) for i in range(len(self.in_features))]
+        anchors = self._anchors(levels)
+        slots = [self._boundary_slots(level) for level in levels]
+        results = [self._level_loss(*parts) for parts in zip(levels, *anchors, slots, strict=True)]
         loss = sum(w * r.loss for w, r in zip(self.level_weights, results, strict=True))
-        return {"loss_contextrast": loss * self.loss_weight}, detached(
-            self._scalars(results, slots)
+        scalars = self._scalars(results, slots)
+        return {"loss_contextrast": loss * self.loss_weight}, detached(scalars)
+
+    def _level(self, number: int, inputs: TermInputs) -> _Level:
+        projector, features = self.projectors[number], inputs.features[self.in_features[number]]
+        size = features.shape[-2:]
+        labels = inputs.labels_at(size)
+        return _Level(
+            projector.pixels(projector.hidden(features)),
+            labels.where(labels != inputs.ignore_value, _NO_CLASS),
+            inputs.predictions_at(size),
+            *(inputs.random_keys(size.numel(), _STREAMS[3 * number + i]) for i in range(3)),
         )
 
-    def _anchors(self, hidden, inputs) -> ClassAnchors:
+    def _anchors(self, levels: list[_Level]) -> ClassAnchors:
         """Updated anchors of all levels and classes."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
-            sums, counts = zip(
-                *(
-                    projector.class_sums(h, _known_labels(inputs, h), self.num_classes)
-                    for projector, h in zip(self.projectors, hidden, strict=True)
-                )
-            )
-            means = class_anchors(torch.stack(sums), torch.stack(counts), all_ranks=self.all_ranks)
+            pairs = [lv.embeddings.class_sums(lv.labels, self.num_classes) for lv in levels]
+            sums, counts = map(torch.stack, zip(*pairs))
+            means = class_anchors(sums, counts, all_ranks=self.all_ranks)
             return update_anchors(means, low_weight=self.low_weight, normalize=self.normalize)
 
-    def _boundary_slots(self, level, hidden, inputs) -> NegativeSlots | None:
-        if self.negatives == "random":
+    def _boundary_slots(self, level: _Level) -> NegativeSlots | None:
+        if self.bane is None:
             return None
-        size = hidden.shape[-2:]
         negatives = sample_boundary_negatives(
-            inputs.labels_at(size),
-            inputs.predictions_at(size),
-            self._keys(level, _TIES, size.numel(), inputs),
+            level.labels,
+            level.predictions,
+            level.tie_keys,
             num_classes=self.num_classes,
-            ignore_value=inputs.ignore_value,
-            keep_percent=self.keep_percent,
-            target=self.target,
+            ignore_value=_NO_CLASS,
+            keep_percent=self.bane.keep_percent,
+            target=self.bane.target,
         )
-        return negatives.slots(self.max_negatives, self._keys(level, _SLOTS, size.numel(), inputs))
+        return negatives.slots(self.bane.max_negatives, level.slot_keys)
 
-    def _level_loss(self, level, hidden, anchors, present, slots, inputs) -> PixelAnchorLoss:
+    def _level_loss(self, level: _Level, anchors, present, slots) -> PixelAnchorLoss:
+        classes = torch.arange(self.num_classes, device=anchors.device)
         sample = sample_balanced(
-            _known_labels(inputs, hidden).flatten(0, 1)[None],  # groups over the batch
-            self._keys(level, _PIXELS, hidden.shape[-2:].numel(), inputs),
-            self._keys(level, _CLASSES, self.num_classes, inputs)[:1],
-            ignore_value=inputs.ignore_value,
+            level.labels.flatten(0, 1)[None],  # groups over the batch
+            level.pixel_keys,
+            classes[None],
+            ignore_value=_NO_CLASS,
             max_samples=self.max_positives,
         )
         index = sample.index if slots is None else torch.cat([sample.index, slots.index])
-        rows = self.projectors[level].rows(hidden, index)
-        rows, extra = rows[: len(sample.index)], rows[len(sample.index) :]
-        classes = torch.arange(self.num_classes, device=rows.device)
+        cosines = level.embeddings.cosines(anchors, index)
+        negatives = None
+        if slots is not None:
+            cosines, of_slots = cosines.split([len(sample.index), len(slots.index)], dim=1)
+            negatives = AnchorNegatives(of_slots, slots.serves(classes))
         return pixel_anchor_loss(
-            anchors,
-            present,
-            rows,
-            sample,
-            negatives=None if slots is None else ExtraNegatives(extra, slots.serves(classes)),
-            temperature=self.temperature,
+            cosines, sample, present, negatives=negatives, temperature=self.temperature
         )
-
-    def _keys(self, level: int, purpose: int, count: int, inputs: TermInputs) -> torch.Tensor:
-        return inputs.random_keys(count, _STREAMS[4 * level + purpose])
 
     def _scalars(self, results, slots) -> dict:
         count = torch.stack([r.num_anchors for r in results])
@@ -224,14 +219,20 @@ class Contextrast(Term):
         }
         scalars["contextrast/pos_sim"] = share @ torch.stack([r.pos_sim for r in results]).float()
         scalars["contextrast/neg_sim"] = share @ torch.stack([r.neg_sim for r in results]).float()
-        if self.negatives == "bane":
+        if self.bane is not None:
             scalars["contextrast/num_bane"] = sum(s.mask.sum() for s in slots)
             # Anchors that no error serves; they take the other classes' positives.
             scalars["contextrast/num_fallback"] = sum(r.num_unserved for r in results)
         return scalars
 
 
-def _known_labels(inputs: TermInputs, hidden: torch.Tensor) -> torch.Tensor:
-    """(B, h, w) labels on the level's grid, -1 where there is none."""
-    labels = inputs.labels_at(hidden.shape[-2:])
-    return labels.where(labels != inputs.ignore_value, -1)
+def _build_bane(node) -> Bane | None:
+    if node.NEGATIVES not in _NEGATIVES:
+        raise ValueError(f"{_NODE}.NEGATIVES is {node.NEGATIVES!r}; known are {list(_NEGATIVES)}")
+    if node.NEGATIVES == "random":
+        return None
+    return Bane(
+        keep_percent=node.BANE.KEEP_PERCENT,
+        target=node.BANE.TARGET,
+        max_negatives=node.BANE.MAX_NEGATIVES,
+    )
