@@ -149,7 +149,7 @@ def test_a_label_of_another_size_is_brought_to_the_image():
     label[:, 24:] = 1
     image = torch.zeros(3, 20, 24, dtype=torch.uint8)
     sample = {"image": image, "label": label, "file_name": "a.png"}
-    view = view_errors(Constant(2), sample, Bane(), num_classes=3, ignore_value=IGNORE)
+    view = view_errors(Constant(16), sample, Bane(), num_classes=3, ignore_value=IGNORE)
     assert torch.equal(view.label, label[::4, ::4])
     with pytest.raises(ValueError, match="a.png has no label"):
         del sample["label"]
@@ -216,6 +216,7 @@ def test_without_terms_the_panels_alone_are_drawn(checkpoint, tmp_path, capsys):
     SemSegCheckpointer(build_model(cfg), str(tmp_path)).save("plain")
     arguments = ["--image", "0007", "--image", "0003.png", "MODEL.SEM_SEG_HEAD.TERMS", "[]"]
     arguments += ["MODEL.CONTEXTRAST.BANE.TARGET", "confused"]
+    arguments += ["MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE", "res5"]
     run(tmp_path / "out", [str(tmp_path / "plain.pth")], *arguments)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"0003.png", "0007.png"}
 
