@@ -16,6 +16,8 @@ def add_pixcontrast_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_model(cfg)
     _add_pixel_contrast(cfg)
+    _add_contextrast(cfg)
+    _add_multi_scale_contrast(cfg)
     _add_solver(cfg)
 
 
@@ -123,6 +125,72 @@ def _add_pixel_contrast(cfg: CN) -> None:
     mining.NUM_POSITIVES = 1024  # per anchor, at most; not for "all"
     mining.NUM_NEGATIVES = 2048
     mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives
+    # "contrast_set": the memory's or the batch's own; "bane": the batch's boundary-aware negatives
+    # join them.
+    node.NEGATIVES = "contrast_set"
+    _add_bane(node)
+
+
+def _add_contextrast(cfg: CN) -> None:
+    """Term "Contextrast": Sung et al., CVPR 2024. Its text leaves open what is marked "open"."""
+    node = cfg.MODEL.CONTEXTRAST = CN()
+    node.LOSS_WEIGHT = 0.1  # alpha
+    node.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # the levels, from shallow to deep
+    node.LEVEL_WEIGHTS = (0.1, 0.3, 0.7, 1.0)  # lambda, one per level; of the authors' next paper
+    node.PROJECTOR = CN()  # one per level, as PIXEL_CONTRAST.PROJECTOR
+    node.PROJECTOR.TYPE = "mlp"
+    node.PROJECTOR.DIM = 256
+    node.PROJECTOR.NORM = "BN"
+    node.TEMPERATURE = 0.1  # open
+    node.WARMUP = 0.0  # fraction of MAX_ITER during which the term is off
+    anchors = node.ANCHORS = CN()  # the mean embedding of each class at each level
+    # w_l, open: share of a level's own anchor when the deepest level's is mixed in, w_h = 1 - w_l.
+    anchors.LOW_WEIGHT = 0.7
+    anchors.NORMALIZE = True  # open: anchors get length 1 after that
+    anchors.DETACH = False  # open: True = gradients reach pixels, but not the anchors
+    anchors.ALL_RANKS = False  # open: True = means over the batch of all ranks
+    # Positives per level and rank, evenly from all classes: a sample of them estimates their mean.
+    # 4096 are 27 and more for each of up to 150 classes.
+    node.MAX_POSITIVES = 4096
+    # "bane"; or "random": the sampled positives of the other classes. An anchor that no error
+    # serves takes the latter in any case.
+    node.NEGATIVES = "bane"
+    _add_bane(node)
+
+
+def _add_multi_scale_contrast(cfg: CN) -> None:
+    """Term "MultiScaleContrast": Pissas et al., ECCV 2022."""
+    node = cfg.MODEL.MULTI_SCALE_CONTRAST = CN()
+    node.LOSS_WEIGHT = 0.1  # of both losses
+    node.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # the scales, the finest first
+    node.SCALE_WEIGHTS = (1.0, 0.7, 0.4, 0.1)  # one per scale
+    node.CROSS_FEATURES = ["res5", "res4"]  # scales that the finest is contrasted with
+    node.CROSS_WEIGHT = 1.0  # of each of them
+    node.PROJECTOR = CN()  # one per scale; 1x1 conv, ReLU, norm, 1x1 conv, or "linear"
+    node.PROJECTOR.TYPE = "mlp"
+    node.PROJECTOR.DIM = 256
+    node.PROJECTOR.NORM = "BN"
+    node.TEMPERATURE = 0.1
+    node.WARMUP = 0.0  # fraction of MAX_ITER during which the term is off
+    # Pixels per scale and rank, at most. The cost of the loss grows with its square.
+    node.MAX_SAMPLES = 10000
+    node.MAX_VIEWS = 2500  # pixels per (image, class), at most
+    node.MIN_PIXELS = 5  # an (image, class) with fewer is left out
+    # "weight": every (image, class) gives what it has, and has the same weight; "min": all give as
+    # many as the smallest, as the published code.
+    node.BALANCE = "weight"
+
+
+def _add_bane(node: CN) -> None:
+    """Boundary-aware negatives of a term: Contextrast, CVPR 2024."""
+    node.BANE = CN()
+    # Share of an image's wrong pixels of one class that are taken: those nearest to the boundary of
+    # the error.
+    node.BANE.KEEP_PERCENT = 50.0
+    # "other": negatives of the anchors of all classes but the pixel's own; "confused": of those of
+    # the class that it is taken for.
+    node.BANE.TARGET = "other"
+    node.BANE.MAX_NEGATIVES = 2048  # per rank, step and level, at random where there are more
 
 
 def _add_solver(cfg: CN) -> None:

@@ -6,7 +6,7 @@ describes them.
 
 import torch
 
-from d2_pixcontrast.contrast import ClassEntries, pixel_contrast_loss
+from d2_pixcontrast.contrast import ClassEntries, pixel_contrast_loss, sample_boundary_negatives
 
 
 def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
@@ -35,3 +35,23 @@ def pixel_contrast_memory(anchors, labels, bank, fill, temperature, base_tempera
     )
     result.loss.backward()
     return {"loss": result.loss.detach().numpy(), "grad_anchors": rows.grad.numpy()}
+
+
+def bane_distance(labels, predictions, ignore_value, num_classes=None):
+    """labels, predictions (h, w); distances (C, h, w) inside each class' error map, 0 elsewhere.
+
+    Without ``num_classes``, C is the smallest number that fits labels and predictions.
+    """
+    labels, predictions = (torch.from_numpy(a).long()[None] for a in (labels, predictions))
+    if num_classes is None:
+        known = torch.cat([labels[labels != ignore_value], predictions.flatten()])
+        num_classes = int(known.max()) + 1
+    result = sample_boundary_negatives(
+        labels,
+        predictions,
+        torch.zeros_like(labels).flatten(1),
+        num_classes=int(num_classes),
+        ignore_value=int(ignore_value),
+    )
+    classes = torch.arange(int(num_classes))[:, None, None]
+    return {"distances": result.distance.where(result.group == classes, 0).double().numpy()}

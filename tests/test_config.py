@@ -40,7 +40,14 @@ BACKBONES = {
     "hrnet_w48": ("build_timm_backbone", "hrnet_w48"),
     "mobilenetv2": ("build_timm_backbone", "mobilenetv2_100"),
 }
-METHODS = {"ce": [], "pixcontrast": ["PixelContrast"], "pixcontrast_mem": ["PixelContrast"]}
+METHODS = {
+    "ce": [],
+    "pixcontrast": ["PixelContrast"],
+    "pixcontrast_mem": ["PixelContrast"],
+    "contextrast": ["Contextrast"],
+    "contextrast_pixcontrast_mem": ["Contextrast", "PixelContrast"],
+    "multiscale": ["MultiScaleContrast"],
+}
 NAME = re.compile(
     f"({'|'.join(DECODERS)})_({'|'.join(BACKBONES)})_({'|'.join(METHODS)})_([a-z0-9-]+)"
 )
@@ -135,9 +142,14 @@ def test_names_say_what_is_inside(path):
         "decoder": DECODERS[decoder],
         "backbone": BACKBONES[backbone],
         "terms": METHODS[method],
-        "memory": method == "pixcontrast_mem",
+        "memory": method.endswith("pixcontrast_mem"),
         "iterations": 1000 * int(iterations[1]) if iterations else cfg.SOLVER.MAX_ITER,
     }
+
+
+def test_the_promised_combinations_exist():
+    for method in ("contextrast", "multiscale", "contextrast_pixcontrast_mem"):
+        assert zoo_path("CamVid", "deeplabv3plus_mobilenetv2", method, "cpu") in ZOO
 
 
 @pytest.mark.parametrize("method", ["ce", "pixcontrast", "pixcontrast_mem"])
@@ -187,7 +199,7 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
         assert tuple(cfg.INPUT.SCALE_RANGE) == (0.5, 2.0) and solver.POLY_LR_POWER == 0.9
         weights = cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS
         assert len(weights) == (19 if dataset == "Cityscapes" else 0)
-        if "_pixcontrast" not in path.name:
+        if "PixelContrast" not in cfg.MODEL.SEM_SEG_HEAD.TERMS:
             continue
         taus = (contrast.TEMPERATURE, contrast.BASE_TEMPERATURE)
         assert taus == (temperature, 0.07), path
@@ -214,14 +226,18 @@ def test_mmsegmentations_numbers(width, dim):
     )
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in LEAVES if "_pixcontrast" in p.name and p.parent.name != "quick_schedules"]
-)
+@pytest.mark.parametrize("path", [p for p in ZOO if "_ce_" not in p.name])
 def test_a_methods_config_differs_from_its_twin_in_the_method_only(path):
     method = dict(flat(load_cfg(str(path))))
-    twin = dict(flat(load_cfg(re.sub("_pixcontrast(_mem)?", "_ce", str(path)))))
+    words = "|".join(sorted(METHODS, key=len, reverse=True))  # the longest that fits
+    twin = dict(flat(load_cfg(str(path.with_name(re.sub(f"_({words})_", "_ce_", path.name))))))
     differing = {k for k in method if method[k] != twin[k]}
-    allowed = ("MODEL.PIXEL_CONTRAST.", "MODEL.SEM_SEG_HEAD.TERMS", "OUTPUT_DIR")
+    allowed = (
+        *("MODEL.PIXEL_CONTRAST.", "MODEL.CONTEXTRAST.", "MODEL.MULTI_SCALE_CONTRAST."),
+        *("MODEL.SEM_SEG_HEAD.TERMS", "OUTPUT_DIR"),
+        # More levels of the same network.
+        *("MODEL.TIMM.OUT_FEATURES", "MODEL.RESNETS.OUT_FEATURES"),
+    )
     assert differing and all(k.startswith(allowed) for k in differing)
 
 

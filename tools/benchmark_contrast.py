@@ -3,11 +3,15 @@
 
     python tools/benchmark_contrast.py --preset memory --json memory.json
     python tools/benchmark_contrast.py --preset batch --json batch.json --device cuda
+    python tools/benchmark_contrast.py --preset bane --json bane.json
 
 Both forms run forward and backward in turn, in one process, and the medians are compared. The peak
 memory of each is measured in a fresh process, above the inputs. The file holds `time_ratio` and
 `memory_ratio` (published / ours), and under `published` and `ours` their `seconds` and
 `extra_bytes`. On Linux and CUDA.
+
+Preset `bane` has no gradient and no published code; `published` is a loop of calls of scipy, one
+per image and class, on the host. A loop of calls of OpenCV is in the file as `cv2`.
 """
 
 import argparse
@@ -21,11 +25,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import (
     ClassEntries,
+    distance_to_boundary,
     gather_pixels,
     pixel_contrast_loss,
     random_keys,
@@ -40,6 +47,8 @@ logger = logging.getLogger("benchmark_contrast")
 
 class Memory:
     """1024 anchors against a full memory of 19 classes x 2 x 5000 entries of 256 channels."""
+
+    forms = ("published", "ours")
 
     def __init__(self, device, tiny=False):
         anchors, classes, size, dim = (16, 3, 4, 8) if tiny else (1024, 19, 5000, 256)
@@ -75,6 +84,8 @@ class Memory:
 class Batch:
     """Sampling, gathering and loss on 2 x 128 x 256 x 256 embeddings of 19 classes."""
 
+    forms = ("published", "ours")
+
     def __init__(self, device, tiny=False):
         size, dim, cell = (32, 8, 16) if tiny else (256, 128, 32)
         torch.manual_seed(0)
@@ -109,6 +120,40 @@ class Batch:
         views = anchors.shape[1]
         rows, labels = anchors.flatten(0, 1), labels.repeat_interleave(views)
         return dense_loss(rows, labels, rows, labels)
+
+
+class Bane:
+    """Distances inside the error maps of 2 images and 19 classes, on a grid of 128 x 256.
+
+    A fifth of the pixels is wrong, in round spots. Each form returns the sum of all distances.
+    """
+
+    forms = ("published", "cv2", "ours")
+
+    def __init__(self, device, tiny=False):
+        height, width = (24, 40) if tiny else (128, 256)
+        torch.manual_seed(0)
+        labels = torch.randint(19, (2, height // 8, width // 8))
+        labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
+        noise = F.avg_pool2d(torch.rand(2, height, width), 9, stride=1, padding=4)
+        errors = labels.where(noise > noise.quantile(0.8), -1)
+        self.leaf = errors.to(device)
+        classes = torch.arange(19)[:, None, None]
+        self.masks = (errors[:, None] == classes).flatten(0, 1).numpy().astype(np.uint8)
+
+    def ours(self):
+        return distance_to_boundary(self.leaf).sum()
+
+    def published(self):
+        from scipy.ndimage import distance_transform_edt
+
+        return torch.tensor(sum(distance_transform_edt(mask).sum() for mask in self.masks))
+
+    def cv2(self):
+        transform = (cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        return torch.tensor(
+            sum(float(cv2.distanceTransform(mask, *transform).sum()) for mask in self.masks)
+        )
 
 
 def dense_loss(anchors, labels, contrast, contrast_labels, mask_self=True):
@@ -159,12 +204,11 @@ def loop_sampling(embeddings, labels, predictions):
     return torch.stack(anchors), torch.tensor([c for _, c in groups], device=labels.device)
 
 
-PRESETS = {"batch": Batch, "memory": Memory}
-FORMS = ("published", "ours")
+PRESETS = {"bane": Bane, "batch": Batch, "memory": Memory}
 
 
 class Step(NamedTuple):
-    """One forward and backward."""
+    """One forward, and backward where there is a gradient."""
 
     seconds: float
     loss: float
@@ -177,7 +221,8 @@ def step(problem, form: str) -> Step:
         torch.cuda.synchronize()
     start = time.perf_counter()
     loss = getattr(problem, form)()
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
@@ -224,9 +269,9 @@ def extra_bytes_of_fresh_process(preset: str, form: str, device: str) -> int:
 def compare(preset: str, device: str, rounds: int) -> dict:
     """The result described at the top of this file."""
     problem = PRESETS[preset](device)
-    steps = {form: [] for form in FORMS}
+    steps = {form: [] for form in problem.forms}
     for number in range(rounds + 1):
-        for form in FORMS:
+        for form in steps:
             taken = step(problem, form)
             logger.info("round %d, %s: %.3f s, loss %.6f", number, form, *taken)
             if number:  # the first one warms up
@@ -238,7 +283,7 @@ def compare(preset: str, device: str, rounds: int) -> dict:
             "extra_bytes": extra_bytes_of_fresh_process(preset, form, device),
             "loss": steps[form][-1].loss,
         }
-        for form in FORMS
+        for form in steps
     }
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
     return {
@@ -261,7 +306,7 @@ def main(argv=None) -> None:
     parser.add_argument("--json", metavar="FILE", help="where to write the result")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
-    parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if args.rounds < 1:

@@ -6,13 +6,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .pixel_embeddings import PixelEmbeddings, unit
 from .sampling import gather_pixels
 
 
 class ProjectionHead(nn.Module):
     """Features to unit embeddings: Wang et al., ICCV 2021, section 3.3.
 
-    "mlp" is 1x1 conv (C -> C), norm, ReLU, 1x1 conv (C -> dim); "linear" is one 1x1 conv.
+    "mlp" is 1x1 conv (C -> C), norm, ReLU, 1x1 conv (C -> dim); "linear" is one 1x1 conv. An
+    embedding that is 0 before the normalisation stays 0, and gets no gradient.
     """
 
     def __init__(
@@ -22,6 +24,7 @@ class ProjectionHead(nn.Module):
         dim: int = 256,
         kind: str = "mlp",
         norm: Callable[[int], nn.Module | None] | None = nn.BatchNorm2d,
+        norm_last: bool = False,
     ):
         """
         Args:
@@ -29,6 +32,8 @@ class ProjectionHead(nn.Module):
             dim: channels of the embeddings.
             kind: "mlp" or "linear".
             norm: makes the norm layer of the mlp's hidden channels; None (or returning it): none.
+            norm_last: the norm layer follows the ReLU instead of preceding it (Pissas et al., ECCV
+                2022).
 
         Raises:
             ValueError: unknown ``kind``, or ``dim`` below 1.
@@ -40,9 +45,11 @@ class ProjectionHead(nn.Module):
             hidden = []
         elif kind == "mlp":
             norm_layer = norm(in_channels) if norm is not None else None
-            # A bias before a norm layer would be subtracted again by it.
+            # A bias before a norm layer would be subtracted again by it; with the ReLU in between
+            # the published code has none either.
             conv = nn.Conv2d(in_channels, in_channels, 1, bias=norm_layer is None)
-            hidden = [conv, *([norm_layer] if norm_layer is not None else []), nn.ReLU()]
+            layers = [nn.ReLU(), norm_layer] if norm_last else [norm_layer, nn.ReLU()]
+            hidden = [conv, *(layer for layer in layers if layer is not None)]
         else:
             raise ValueError(f"unknown projection head {kind!r}; known are 'mlp' and 'linear'")
         self.hidden = nn.Sequential(*hidden)
@@ -68,16 +75,13 @@ class ProjectionHead(nn.Module):
 
     def all_rows(self, hidden: torch.Tensor) -> torch.Tensor:
         """:meth:`forward` from the output of ``self.hidden``, for callers that need it twice."""
-        return _unit(self.out(hidden))
+        return unit(self.out(hidden))
 
     def rows(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """:meth:`at` from the output of ``self.hidden``."""
         rows = gather_pixels(hidden, index)
-        return _unit(F.linear(rows, self.out.weight.flatten(1), self.out.bias))
+        return unit(F.linear(rows, self.out.weight.flatten(1), self.out.bias))
 
-
-def _unit(embeddings: torch.Tensor) -> torch.Tensor:
-    # Half precision cannot hold the squares of small channels; the norm would be 0.
-    if embeddings.dtype in (torch.float16, torch.bfloat16):
-        embeddings = embeddings.float()
-    return F.normalize(embeddings, dim=1)
+    def pixels(self, hidden: torch.Tensor) -> PixelEmbeddings:
+        """:meth:`all_rows` for sums by class and products with anchors alone: far cheaper."""
+        return PixelEmbeddings(hidden, self.out.weight.flatten(1), self.out.bias)

@@ -21,6 +21,22 @@ class AnchorSample(NamedTuple):
     hard: torch.Tensor
 
 
+class PixelSample(NamedTuple):
+    """A fixed number S of slots, some of them empty.
+
+    Attributes:
+        index: (S,) int64, position in the flattened (B, h, w) grid; arbitrary in empty slots.
+        labels: (S,) int64, class of the slot, in 0..C-1 in empty slots too.
+        mask: (S,) bool, False in empty slots.
+        views: (S,) int64, how many slots its group has, at least 1.
+    """
+
+    index: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    views: torch.Tensor
+
+
 def sample_hard_anchors(
     labels: torch.Tensor,
     predictions: torch.Tensor,
@@ -115,6 +131,73 @@ def sample_class_anchors(
     slot_labels = torch.arange(num_classes, device=labels.device).repeat_interleave(per_class)
     mask, index = mask.flatten(), index.flatten()
     return AnchorSample(index, slot_labels, mask, hard[index] & mask)
+
+
+def sample_balanced(
+    labels: torch.Tensor,
+    pixel_keys: torch.Tensor,
+    group_keys: torch.Tensor,
+    *,
+    ignore_value: int,
+    max_samples: int,
+    max_views: int | None = None,
+    min_pixels: int = 1,
+    equal: bool = False,
+) -> PixelSample:
+    """Choose up to ``max_samples`` pixels, evenly from all groups, without replacement.
+
+    A group is the pixels of one class in one image, if they are at least ``min_pixels``. Every
+    group gives min(its pixels, V), where V is the largest number with which all fit into
+    ``max_samples``, or ``max_views`` if that is less. With more groups than ``max_samples``, that
+    many are drawn and give one each.
+
+    Args:
+        labels: (B, h, w) int64; ``ignore_value`` and ids outside 0..C-1 belong to no group. For
+            groups over the batch pass (1, B * h, w).
+        pixel_keys: B * h * w int64 in [0, 2**32), random.
+        group_keys: (B, C) int64 in [0, 2**32), random. C is the number of classes.
+        ignore_value: label of pixels without a class.
+        max_samples: pixels at most; S, the number of slots, is this or the number of pixels.
+        max_views: of one group, at most; None = no limit.
+        min_pixels: of a group.
+        equal: all groups give the same number: V is the size of the smallest, or
+            ``max_samples // groups`` if that is less (the rule of Pissas et al., ECCV 2022).
+    """
+    batch, num_classes = group_keys.shape
+    num_groups = batch * num_classes
+    group, valid = group_of_pixels(labels, num_classes, ignore_value)
+    order, starts, counts = sort_by_bin(group.where(valid, num_groups), pixel_keys, num_groups + 1)
+    num_slots = min(max_samples, len(order))
+    counts = counts[:-1].where(counts[:-1] >= min_pixels, 0)
+
+    views = _common_views(counts, num_slots, equal)
+    given = torch.minimum(counts, views if max_views is None else views.clamp(max=max_views))
+    # Groups in random order: should they be more than the slots, the last ones get none.
+    chosen = torch.argsort(torch.where(given > 0, group_keys.flatten(), 1 << 32))
+    ends = given[chosen].cumsum(0)
+
+    slot = torch.arange(num_slots, device=labels.device)
+    rank = torch.searchsorted(ends, slot, right=True).clamp(max=num_groups - 1)
+    slot_group = chosen[rank]
+    view = slot - (ends - given[chosen])[rank]
+    mask = slot < ends[-1]
+    index = order[torch.where(mask, starts[slot_group] + view, 0)]
+    return PixelSample(index, slot_group % num_classes, mask, given[slot_group].clamp(min=1))
+
+
+def _common_views(counts, num_slots, equal):
+    """The largest V (at least 1) with sum(min(counts, V)) <= num_slots."""
+    size = counts.sort().values
+    if equal:
+        groups = (size > 0).sum()
+        smallest = size.where(size > 0, num_slots).min()
+        return torch.minimum(smallest, num_slots // groups.clamp(min=1)).clamp(min=1)
+    # If the k smallest groups give all they have, the others share what is left. That share grows
+    # with k as long as the k-th group is below it, and then falls.
+    before = size.cumsum(0) - size
+    others = torch.arange(len(size), 0, -1, device=size.device)
+    share = torch.div(num_slots - before, others, rounding_mode="floor")
+    return share.max().clamp(min=1)
 
 
 def sample_group_pixels(

@@ -19,6 +19,7 @@ from detectron2.data import MetadataCatalog
 from ..config import inference_config
 from ..engine import SemSegCheckpointer, Trainer, setup_cfg
 from .colors import class_colors
+from .figures import pyplot, save
 from .pixel_sample import PixelSample, sample_embeddings
 from .tsne import project
 
@@ -41,7 +42,7 @@ def class_similarity(sample: PixelSample, num_classes: int) -> np.ndarray:
 
 def draw_tsne(path: Path, sample: PixelSample, names: list[str], colors, seed: int) -> None:
     """Scatter plot of the t-SNE of a sample, one colour per class."""
-    plt = _pyplot()
+    plt = pyplot()
     cloud = project(sample.embeddings, sample.classes, seed=seed)
     figure, axes = plt.subplots(figsize=(8, 7), layout="constrained")
     for index in np.unique(cloud.classes):
@@ -57,12 +58,12 @@ def draw_tsne(path: Path, sample: PixelSample, names: list[str], colors, seed: i
     axes.set_aspect("equal")
     columns = 1 + (len(names) - 1) // 30
     figure.legend(loc="outside right upper", fontsize=7, markerscale=2, ncols=columns)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_similarity(path: Path, matrix: np.ndarray, names: list[str]) -> None:
     """The similarity matrix as a picture, with its numbers where there is room for them."""
-    plt = _pyplot()
+    plt = pyplot()
     side = 3 + 0.28 * len(names)
     figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
     image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -76,7 +77,7 @@ def draw_similarity(path: Path, matrix: np.ndarray, names: list[str]) -> None:
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=5, color=tone)
     axes.set_title("Mean cosine between classes", fontsize=10)
     figure.colorbar(image, shrink=0.8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,23 +120,6 @@ def _run(args: argparse.Namespace) -> None:
     draw_tsne(args.output / "tsne.png", sample, names, class_colors(metadata), args.seed)
     draw_similarity(args.output / "similarity.png", class_similarity(sample, len(names)), names)
     sys.stdout.write(f"{len(sample.classes)} pixels: {args.output}/tsne.png, similarity.png\n")
-
-
-def _pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "d2_pixcontrast[vis]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure, path: Path) -> None:
-    # Without metadata (date, version) the same picture is the same file.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    _pyplot().close(figure)
 
 
 if __name__ == "__main__":

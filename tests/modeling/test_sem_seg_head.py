@@ -1,5 +1,7 @@
 """The head in a whole model: what it costs at inference, and what it returns."""
 
+import itertools
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -134,3 +136,34 @@ def test_errors(small_cfg):
     small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res4"  # not among MODEL.TIMM.OUT_FEATURES
     with pytest.raises(ValueError, match=r"AUX.IN_FEATURE is 'res4'; the backbone gives \['res2'"):
         build_model(small_cfg)
+
+
+ALL_TERMS = {
+    "PixelContrast": {"loss_pixel_contrast"},
+    "Contextrast": {"loss_contextrast"},
+    "MultiScaleContrast": {"loss_multi_scale", "loss_cross_scale"},
+}
+
+
+@pytest.mark.parametrize(
+    "terms", [t for n in (1, 2, 3) for t in itertools.combinations(ALL_TERMS, n)], ids="+".join
+)
+def test_any_set_of_terms_trains_and_is_gone_at_inference(small_cfg, terms):
+    small_cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    small_cfg.MODEL.PIXEL_CONTRAST.WARMUP = 0.0
+    small_cfg.MODEL.MULTI_SCALE_CONTRAST.MIN_PIXELS = 2
+    small_cfg.MODEL.SEM_SEG_HEAD.TERMS = list(terms)
+    model = build_model(small_cfg).train()
+    inputs = batch()
+    for x in inputs:  # blocks, so that there are classes on the coarse grids
+        x["sem_seg"] = torch.arange(6).view(2, 3).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    losses = model(inputs)
+    wanted = set().union(*(ALL_TERMS[name] for name in terms))
+    assert set(losses) == {"loss_sem_seg"} | wanted
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    plain = build_model(inference_config(small_cfg))
+    assert set(model.state_dict()) - set(plain.state_dict()) == {
+        key for key in model.state_dict() if ".terms." in key
+    }

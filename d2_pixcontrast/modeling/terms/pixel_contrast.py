@@ -9,10 +9,14 @@ from detectron2.layers import ShapeSpec, get_norm
 
 from ...contrast import (
     AnchorSample,
+    Bane,
+    ExtraNegatives,
     MemoryBank,
     Mining,
+    NegativeSlots,
     ProjectionHead,
     pixel_contrast_loss,
+    sample_boundary_negatives,
     sample_class_anchors,
     sample_hard_anchors,
 )
@@ -20,15 +24,22 @@ from .base import TERM_REGISTRY, Term, detached, require_positive, select_shapes
 from .inputs import TermInputs
 
 _PIXEL_STREAM, _GROUP_STREAM, _BANK_STREAM, _MINING_STREAM, _HARD_STREAM = range(5)
+_TIE_STREAM, _SLOT_STREAM = range(5, 7)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SAMPLERS = ("per_image", "per_class")
+_NEGATIVES = ("contrast_set", "bane")
 _NODE = "MODEL.PIXEL_CONTRAST"
 
 
 @TERM_REGISTRY.register()
 class PixelContrast(Term):
     """Embeds pixels, samples hard anchors in the batch, and contrasts them with one another or with
-    a memory of earlier batches."""
+    a memory of earlier batches.
+
+    With boundary-aware negatives (Contextrast, CVPR 2024) the batch's wrong pixels near the
+    boundary of an error join the negatives, whatever these are; positives stay as they are. A batch
+    without errors adds none; a pixel that is also an anchor of the contrast set counts twice.
+    """
 
     loss_names = ("loss_pixel_contrast",)
 
@@ -50,6 +61,7 @@ class PixelContrast(Term):
         bank: MemoryBank | None = None,
         with_batch: bool = False,
         mining: Mining | None = None,
+        bane: Bane | None = None,
     ):
         """
         Args:
@@ -66,9 +78,10 @@ class PixelContrast(Term):
             bank: memory to contrast with; None = the batch.
             with_batch: contrast with the batch too, where there is a bank.
             mining: chooses positives and negatives; None = all.
+            bane: boundary-aware negatives that join them, outside of the mining; None = none.
 
         Raises:
-            ValueError: a number out of its range, an unknown sampler or mining mode.
+            ValueError: a number out of its range, an unknown sampler, mining mode or target.
         """
         super().__init__(warmup)
         require_positive(
@@ -95,6 +108,7 @@ class PixelContrast(Term):
         self.bank = bank
         self.with_batch = with_batch
         self.mining = (mining or Mining()).check()
+        self.bane = None if bane is None else bane.check()
         if bank is not None:
             _log_memory_cost(bank)
 
@@ -127,6 +141,7 @@ class PixelContrast(Term):
                 num_negatives=node.MINING.NUM_NEGATIVES,
                 hard_fraction=node.MINING.HARD_FRACTION,
             ),
+            bane=_build_bane(node),
         )
 
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
@@ -134,12 +149,14 @@ class PixelContrast(Term):
         size = features.shape[-2:]
         sample = self._sample(inputs, size)
         hidden = self.projector.hidden(features)
+        extra, extra_scalars = self._extra_negatives(inputs, hidden, sample)
         result = pixel_contrast_loss(
             self.projector.rows(hidden, sample.index),
             sample.labels,
             mask=sample.mask,
             bank=None if self.bank is None else self.bank.entries(),
             with_batch=self.with_batch,
+            extra=extra,
             mining=self.mining,
             row_keys=self._row_keys(inputs, size, sample.index),
             temperature=self.temperature,
@@ -150,6 +167,7 @@ class PixelContrast(Term):
             "contrast/pos_sim": result.pos_sim,
             "contrast/neg_sim": result.neg_sim,
             "contrast/hard_ratio": sample.hard.sum() / sample.mask.sum().clamp(min=1),
+            **extra_scalars,
             **self._remember(hidden, inputs),
         }
         return {"loss_pixel_contrast": result.loss * self.loss_weight}, detached(scalars)
@@ -182,6 +200,29 @@ class PixelContrast(Term):
             max_samples=self.max_samples,
             max_views=self.max_views,
         )
+
+    def _extra_negatives(
+        self, inputs: TermInputs, hidden: torch.Tensor, sample: AnchorSample
+    ) -> tuple[ExtraNegatives | None, dict]:
+        """Boundary-aware negatives, if there are to be any, and scalars to record."""
+        if self.bane is None:
+            return None, {}
+        slots = self._boundary_negatives(inputs, hidden.shape[-2:])
+        rows = self.projector.rows(hidden, slots.index)
+        extra = ExtraNegatives(rows, slots.serves(sample.labels))
+        return extra, {"contrast/num_bane": slots.mask.sum()}
+
+    def _boundary_negatives(self, inputs: TermInputs, size) -> NegativeSlots:
+        chosen = sample_boundary_negatives(
+            inputs.labels_at(size),
+            inputs.predictions_at(size),
+            inputs.random_keys(size.numel(), _TIE_STREAM),
+            num_classes=self.num_classes,
+            ignore_value=inputs.ignore_value,
+            keep_percent=self.bane.keep_percent,
+            target=self.bane.target,
+        )
+        return chosen.slots(self.bane.max_negatives, inputs.random_keys(size.numel(), _SLOT_STREAM))
 
     def _row_keys(self, inputs: TermInputs, size, index) -> torch.Tensor | None:
         """Random keys of the anchors, by their pixels: the same on any rank."""
@@ -221,6 +262,18 @@ def _build_bank(node, num_classes: int) -> MemoryBank | None:
         pixel_size=memory.PIXEL_SIZE,
         pixels_per_group=memory.PIXELS_PER_GROUP,
         dtype=_DTYPES[memory.DTYPE],
+    )
+
+
+def _build_bane(node) -> Bane | None:
+    if node.NEGATIVES not in _NEGATIVES:
+        raise ValueError(f"{_NODE}.NEGATIVES is {node.NEGATIVES!r}; known are {list(_NEGATIVES)}")
+    if node.NEGATIVES == "contrast_set":
+        return None
+    return Bane(
+        keep_percent=node.BANE.KEEP_PERCENT,
+        target=node.BANE.TARGET,
+        max_negatives=node.BANE.MAX_NEGATIVES,
     )
 
 
