@@ -60,7 +60,14 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM = CN()  # for MODEL.BACKBONE.NAME "build_timm_backbone"
     cfg.MODEL.TIMM.NAME = "mobilenetv2_100"  # any timm model with features_only
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32  # 8 and 16 replace strides by dilation where timm can
-    cfg.MODEL.TIMM.OUT_FEATURES = []  # "res1" (stride 2) .. "res5" (stride 32 undilated); [] = all
+    # "res1" (stride 2) .. "res5" (stride 32 undilated), or a vision transformer's "block0" ..
+    # "block23", all of one stride; [] = all.
+    cfg.MODEL.TIMM.OUT_FEATURES = []
+    # Side of the images that position embeddings are stored for (any other size works, resampling
+    # them in each forward); 0 = that of the pretraining.
+    cfg.MODEL.TIMM.IMAGE_SIZE = 0
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth of the deepest block
+    cfg.MODEL.TIMM.OUT_NORM = ""  # "LN": a layer norm on each feature (Swin, vision transformers)
 
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "PixelContrastSemSegHead"  # detectron2: SemSegFPNHead
@@ -81,6 +88,14 @@ def _add_model(cfg: CN) -> None:
     # The one of IN_FEATURES that only the object regions are predicted from (a ResNet's "res4");
     # "" = from all of IN_FEATURES, as the pixels (HRNet).
     head.OCR.REGION_FEATURE = ""
+    head.PSP = CN()  # PSPDecoder
+    head.PSP.CHANNELS = 512  # of each pooled map and of the output
+    head.PSP.POOL_SCALES = (1, 2, 3, 6)  # the image's parts, per axis
+    head.PSP.DROPOUT = 0.1
+    head.UPER = CN()  # UPerDecoder, on the levels IN_FEATURES
+    head.UPER.CHANNELS = 512  # of each level and of the output
+    head.UPER.POOL_SCALES = (1, 2, 3, 6)  # as PSP's, on the deepest level
+    head.UPER.DROPOUT = 0.1
     head.AUX = CN()  # auxiliary FCN head on an encoder feature; training only
     head.AUX.IN_FEATURE = ""  # "" = no auxiliary head
     head.AUX.CHANNELS = 256
@@ -131,8 +146,11 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.WARMUP_ITERS = 0  # detectron2: 1000
     cfg.SOLVER.HEAD_LR_MULTIPLIER = 1.0  # learning rate of all but the backbone / BASE_LR
+    cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 1.0  # learning rate of the backbone / BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0  # detectron2: as WEIGHT_DECAY
+    # Of a transformer's position embeddings, relative position biases and class tokens.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # of SOLVER.AMP.ENABLED; or "bfloat16"
     # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sem_seg/mIoU"
