@@ -4,7 +4,6 @@ from detectron2.layers import ShapeSpec
 
 from d2_pixcontrast.modeling import DECODER_REGISTRY
 from d2_pixcontrast.modeling.decoder import build_decoder
-from d2_pixcontrast.modeling.decoder.base import on_finest_grid
 
 SHAPES = {
     "res2": ShapeSpec(channels=8, stride=4),
@@ -28,9 +27,9 @@ def features(height, width):
     }
 
 
-def decoder_of(cfg, name, in_features=None):
+def decoder_of(cfg, name):
     cfg.MODEL.SEM_SEG_HEAD.DECODER = name
-    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = in_features or IN_FEATURES[name]
+    cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = IN_FEATURES[name]
     cfg.MODEL.SEM_SEG_HEAD.PSP.CHANNELS = cfg.MODEL.SEM_SEG_HEAD.UPER.CHANNELS = 16
     return build_decoder(cfg, SHAPES)
 
@@ -77,24 +76,15 @@ def test_fcn_reads_all_features(small_cfg):
     assert all(v.grad.abs().sum() > 0 for v in inputs.values())
 
 
-@pytest.mark.parametrize("name", ["DeepLabV3Decoder", "PSPDecoder"])
-@torch.no_grad()
-def test_several_features_are_joined_on_the_finest_grid(small_cfg, name):
-    """As MCIBI reads the branches of HRNet."""
-    names = ["res5", "res2", "res3"]
-    decoder = decoder_of(small_cfg, name, names).eval()
-    inputs = features(32, 64)
-    joined = on_finest_grid(inputs, ["res2", "res3", "res5"])
-    assert joined.shape == (2, 40, 8, 16) and decoder.out_stride == 4
-    whole = decoder.aspp if name == "DeepLabV3Decoder" else decoder.pyramid
-    assert torch.equal(decoder(inputs).features, whole(joined))
-
-
 def test_errors(small_cfg):
     head = small_cfg.MODEL.SEM_SEG_HEAD
     head.DECODER = "DeepLabV3PlusHead"
     with pytest.raises(ValueError, match=r"DECODER is 'DeepLabV3PlusHead'; did you mean DeepLabV3"):
         build_decoder(small_cfg, SHAPES)
+    for one_feature in ("DeepLabV3Decoder", "PSPDecoder"):
+        head.DECODER, head.IN_FEATURES = one_feature, ["res2", "res5"]
+        with pytest.raises(ValueError, match=f"{one_feature} reads one feature"):
+            build_decoder(small_cfg, SHAPES)
     head.DECODER, head.IN_FEATURES = "UPerDecoder", ["res5"]
     with pytest.raises(ValueError, match=r"two features or more; .* is \['res5'\]"):
         build_decoder(small_cfg, SHAPES)

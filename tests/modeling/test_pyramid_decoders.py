@@ -130,9 +130,11 @@ def test_published_sizes(small_cfg, decoder, in_features, weights):
 def test_exported_program_takes_any_size(small_cfg, decoder):
     """Nothing depends on the traced size, and no pooling is left that ONNX has not."""
     head = small_cfg.MODEL.SEM_SEG_HEAD
-    head.DECODER, head.IN_FEATURES = decoder, ["res4", "res5"]
-    head.PSP.CHANNELS = head.UPER.CHANNELS = 8
     shapes = {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=6, stride=8)}
+    if decoder == "PSPDecoder":
+        del shapes["res4"]
+    head.DECODER, head.IN_FEATURES = decoder, list(shapes)
+    head.PSP.CHANNELS = head.UPER.CHANNELS = 8
     module = build_decoder(small_cfg, shapes).eval()
 
     def inputs(height, width):

@@ -6,7 +6,7 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import nn
 from torch.nn import functional as F
 
-from .base import DECODER_REGISTRY, DecoderOutput, on_finest_grid
+from .base import DECODER_REGISTRY, DecoderOutput
 
 
 @DECODER_REGISTRY.register()
@@ -43,17 +43,23 @@ class DeepLabV3PlusDecoder(DeepLabV3PlusHead):
 
 @DECODER_REGISTRY.register()
 class DeepLabV3Decoder(nn.Module):
-    """DeepLabV3 (Chen et al., 2017): ASPP with image pooling.
-
-    On one encoder feature; several, as HRNet's branches, are joined on the finest grid first.
-    """
+    """DeepLabV3 (Chen et al., 2017): ASPP with image pooling on one encoder feature."""
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        """
+        Raises:
+            ValueError: not exactly one input feature.
+        """
         super().__init__()
+        if len(input_shape) != 1:
+            raise ValueError(
+                "DeepLabV3Decoder reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
+                f"{list(input_shape)}"
+            )
         head = cfg.MODEL.SEM_SEG_HEAD
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        ((self.in_feature, shape),) = input_shape.items()
         self.aspp = ASPP(
-            sum(shape.channels for shape in input_shape.values()),
+            shape.channels,
             head.ASPP_CHANNELS,
             head.ASPP_DILATIONS,
             norm=head.NORM,
@@ -62,7 +68,7 @@ class DeepLabV3Decoder(nn.Module):
             use_depthwise_separable_conv=head.USE_DEPTHWISE_SEPARABLE_CONV,
         )
         self.out_channels = head.ASPP_CHANNELS
-        self.out_stride = input_shape[self.in_features[0]].stride
+        self.out_stride = shape.stride
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
-        return DecoderOutput(self.aspp(on_finest_grid(features, self.in_features)))
+        return DecoderOutput(self.aspp(features[self.in_feature]))

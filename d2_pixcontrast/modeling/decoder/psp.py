@@ -8,30 +8,38 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import conv_norm_relu
-from .base import DECODER_REGISTRY, DecoderOutput, on_finest_grid
+from .base import DECODER_REGISTRY, DecoderOutput
 
 
 @DECODER_REGISTRY.register()
 class PSPDecoder(nn.Module):
     """PSPNet: pixels beside the means of ever smaller parts of the image.
 
-    512 channels and dropout .1 are mmsegmentation's ``PSPHead``. Several features are joined on the
-    finest grid first.
+    512 channels and dropout .1 are mmsegmentation's ``PSPHead``.
     """
 
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
+        """
+        Raises:
+            ValueError: not exactly one input feature.
+        """
         super().__init__()
+        if len(input_shape) != 1:
+            raise ValueError(
+                "PSPDecoder reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
+                f"{list(input_shape)}"
+            )
         head = cfg.MODEL.SEM_SEG_HEAD
-        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
-        channels = sum(shape.channels for shape in input_shape.values())
-        self.pyramid = PyramidPooling(channels, head.PSP.CHANNELS, head.PSP.POOL_SCALES, head.NORM)
+        ((self.in_feature, shape),) = input_shape.items()
+        self.pyramid = PyramidPooling(
+            shape.channels, head.PSP.CHANNELS, head.PSP.POOL_SCALES, head.NORM
+        )
         self.dropout = nn.Dropout2d(head.PSP.DROPOUT)
         self.out_channels = head.PSP.CHANNELS
-        self.out_stride = input_shape[self.in_features[0]].stride
+        self.out_stride = shape.stride
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
-        joined = on_finest_grid(features, self.in_features)
-        return DecoderOutput(self.dropout(self.pyramid(joined)))
+        return DecoderOutput(self.dropout(self.pyramid(features[self.in_feature])))
 
 
 class PyramidPooling(nn.Module):
