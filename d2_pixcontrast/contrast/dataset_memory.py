@@ -96,55 +96,49 @@ class DatasetMemory(ClassMemory):
         """
         with without_autocast(features):
             pixels, classes, valid = self.labelled_pixels(features, labels, ignore_value)
-            filled, memory = self.filled.flatten(), self.entries.to(valid.dtype)
-            slots, distance = self._assign(pixels, memory, classes)
-            columns = [*pixels.sums(valid, slots, len(filled))]
-            if self.strategy == "cosine":
-                columns += pixels.sums(valid * distance, slots, len(filled))
-            sums = sum_over_ranks(torch.cat([c.view(len(filled), -1) for c in columns], dim=1))
-            sums = sums.split([c.numel() // len(filled) for c in columns], dim=1)
-            new = learnt(memory.flatten(0, 1), filled[:, None], momentum, *sums)
+            filled, memory = self.filled, self.entries.to(valid.dtype)
+            slots, distance = self._assign(pixels, memory, filled, classes)
+            weights = [valid] if self.strategy == "mean" else [valid, valid * distance]
+            sums = sum_over_ranks(pixels.sums(weights, slots, filled.numel()))
+            new = learnt(memory.flatten(0, 1), filled.view(-1, 1), sums, momentum)
             self.entries.copy_(new.view_as(memory))
 
-    def _assign(self, pixels, memory, classes):
+    def _assign(self, pixels, memory, filled, classes):
         """Slot (B, H, W) in 0..C*K-1 that each pixel updates, and 1 - cosine to what it holds."""
-        if self.entries_per_class == 1 and self.strategy == "mean":
+        per_class = self.entries_per_class
+        if per_class == 1 and self.strategy == "mean":
             return classes, None
-        entry = torch.arange(self.entries_per_class, device=classes.device)[:, None, None]
-        candidates = classes[:, None] * self.entries_per_class + entry
+        entry = torch.arange(per_class, device=classes.device)[:, None, None]
         directions = F.normalize(memory.flatten(0, 1), dim=1, eps=_SHORTEST)
-        cosine = pixels.dots(directions, candidates)
+        cosine = pixels.dots(directions, classes[:, None] * per_class + entry)
         cosine /= pixels.lengths().clamp_(min=_SHORTEST)[:, None]
         # Rounding must not make weights negative.
-        cosine, nearest = cosine.clamp_(-1, 1).max(dim=1)
-        full, first_empty = self.filled.all(dim=1), (~self.filled).int().argmax(dim=1)
+        cosine.clamp_(-1, 1)
+        if per_class == 1:
+            return classes, 1 - cosine[:, 0]
+        cosine, nearest = cosine.max(dim=1)
+        full, first_empty = filled.all(dim=1), (~filled).int().argmax(dim=1)
         chosen = torch.where(full[classes], nearest, first_empty[classes])
-        return classes * self.entries_per_class + chosen, 1 - cosine
+        return classes * per_class + chosen, 1 - cosine
 
 
 def learnt(
-    memory: torch.Tensor,
-    filled: torch.Tensor,
-    momentum: float,
-    total: torch.Tensor,
-    count: torch.Tensor,
-    weighted: torch.Tensor | None = None,
-    distance: torch.Tensor | None = None,
+    memory: torch.Tensor, filled: torch.Tensor, sums: torch.Tensor, momentum: float
 ) -> torch.Tensor:
-    """Entries after an update.
+    """(S, D) entries after an update.
 
     Args:
         memory: (S, D) entries before it.
         filled: (S, 1) bool, which of them are not empty.
+        sums: (S, R, D + 1) sums of the features of each entry, the number of them in the last
+            column; with R = 2, then the same weighted by 1 - cosine.
         momentum: share of what is new.
-        total: (S, D) sum of the features of each entry.
-        count: (S, 1) number of them; 0 leaves an entry as it is.
-        weighted: (S, D) sum of (1 - cosine) * feature; None: the mean is what is new.
-        distance: (S, 1) sum of (1 - cosine).
     """
-    mean = new = total / count.clamp(min=0.5)  # a count is 0, or 1 and more but for rounding
-    if weighted is not None:
-        enough = distance >= _SMALLEST_DISTANCE
-        new = torch.where(enough, weighted / distance.where(enough, 1), mean)
+    plain, weighted = sums[:, 0], sums[:, -1]
+    count, distance = plain[:, -1:], weighted[:, -1:]
+    # Weights of 1 add up to 0, or to 1 and more but for rounding.
+    mean = plain[:, :-1] / count.clamp(min=0.5)
+    enough = distance >= _SMALLEST_DISTANCE
+    new = torch.where(enough, weighted[:, :-1] / distance.where(enough, 1), mean)
     new = torch.where(filled, (1 - momentum) * memory + momentum * new, mean)
     return torch.where(count > 0, new, memory)

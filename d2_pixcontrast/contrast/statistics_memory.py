@@ -72,9 +72,9 @@ class StatisticsMemory(ClassMemory):
         """
         with without_autocast(features):
             pixels, classes, valid = self.labelled_pixels(features, labels, ignore_value)
-            total, count = pixels.sums(valid, classes, self.num_classes)
-            sums = sum_over_ranks(torch.cat([total, count[:, None]], dim=1))
-            mean, count = sums[:, :-1] / sums[:, -1:].clamp(min=0.5), sums[:, -1:]
+            sums = sum_over_ranks(pixels.sums([valid], classes, self.num_classes))[:, 0]
+            count = sums[:, -1:]
+            mean = sums[:, :-1] / count.clamp(min=0.5)
             new = torch.stack([mean.mean(dim=1), mean.std(dim=1)], dim=1)
             old = self.statistics.to(new.dtype)
             moved = (1 - momentum) * old + momentum * new

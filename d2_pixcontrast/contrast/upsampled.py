@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+_CHANNELS = 64
+
 
 class Axis(NamedTuple):
     """How ``interpolate(mode="bilinear", align_corners=False)`` reads one axis.
@@ -21,11 +23,11 @@ class Axis(NamedTuple):
     fraction: torch.Tensor
     exact: bool
 
-    def taps(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The cells (N,) that each pixel reads, and their weights (N,)."""
+    def weights(self) -> list[torch.Tensor]:
+        """Weights (N,) of the cells that each pixel reads, one or two."""
         if self.exact:
-            return [(self.first, torch.ones_like(self.fraction))]
-        return [(self.first, 1 - self.fraction), (self.first + 1, self.fraction)]
+            return [torch.ones_like(self.fraction)]
+        return [1 - self.fraction, self.fraction]
 
     def square(self, own: torch.Tensor, pairs: torch.Tensor | None, dim: int) -> torch.Tensor:
         """Squared length of the pixels, from products of the cells.
@@ -77,15 +79,15 @@ class UpsampledFeatures:
             features: (B, D, h, w), float32 or float64.
             size: (H, W).
         """
+        own = _dot(features, features)
         # A quarter leaves room for what is computed from four of them.
-        limit = torch.finfo(features.dtype).max / 4
-        good = features.square().sum(1, keepdim=True) < limit  # False for NaN
-        self.features = features.where(good, 0)
-        bad = F.interpolate((~good).to(features.dtype), size, mode="bilinear", align_corners=False)
+        good = own < torch.finfo(own.dtype).max / 4  # False for NaN
+        self._own = own.where(good, 0)
+        self._features = features.where(good[:, None], 0)
+        bad = F.interpolate((~good[:, None]).to(own.dtype), size, mode="bilinear")
         self.finite = bad[:, 0] == 0
-        height, width = features.shape[2:]
-        self._rows = bilinear_axis(height, size[0], features)
-        self._columns = bilinear_axis(width, size[1], features)
+        self._rows = bilinear_axis(features.shape[2], size[0], features)
+        self._columns = bilinear_axis(features.shape[3], size[1], features)
 
     def dots(self, vectors: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Dot product of every pixel with the vectors chosen for it.
@@ -97,20 +99,22 @@ class UpsampledFeatures:
         Returns:
             (B, K, H, W).
         """
-        cells = torch.matmul(vectors, self.features.flatten(2)).flatten()
-        base = self._base(slots, len(vectors))
+        cells = torch.matmul(vectors, self._features.flatten(2)).flatten()
+        index = self._index(slots, len(vectors))
         result = vectors.new_zeros(slots.shape)
-        for cell, weight in self._corners():
-            result += cells[base + cell] * weight
+        for step, weight in self._corners():
+            index += step
+            # Of all ways to index, index_select is the fastest on the CPU.
+            result.addcmul_(cells.index_select(0, index.view(-1)).view_as(result), weight)
         return result
 
     def lengths(self) -> torch.Tensor:
         """(B, H, W) length of every pixel's vector."""
-        f, rows, columns = self.features, self._rows, self._columns
+        f, rows, columns = self._features, self._rows, self._columns
         right = None if columns.exact else _dot(f[..., :-1], f[..., 1:])
-        own = columns.square(_dot(f, f), right, -1)
+        own = columns.square(self._own, right, -1)
         if rows.exact:
-            return rows.square(own, None, -2).sqrt()
+            return rows.square(own, None, -2).sqrt_()
         above, below = f[:, :, :-1], f[:, :, 1:]
         cross = None
         if not columns.exact:
@@ -121,42 +125,52 @@ class UpsampledFeatures:
         return rows.square(own, down, -2).clamp_(min=0).sqrt_()
 
     def sums(
-        self, weights: torch.Tensor, slots: torch.Tensor, num_slots: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted sum of the pixels' vectors in each slot.
+        self, weights: list[torch.Tensor], slots: torch.Tensor, num_slots: int
+    ) -> torch.Tensor:
+        """Weighted sums of the pixels' vectors in each slot.
 
         Args:
-            weights: (B, H, W); 0 leaves a pixel out.
+            weights: R times (B, H, W); 0 leaves a pixel out.
             slots: (B, H, W) int64 in [0, S).
             num_slots: S.
 
         Returns:
-            (S, D) sums of the vectors and (S,) sums of the weights.
+            (S, R, D + 1): the sums of the vectors, and in the last column those of the weights.
         """
-        batch, _, height, width = self.features.shape
-        cells = weights.new_zeros(batch * num_slots * height * width)
-        base = self._base(slots[:, None], num_slots)[:, 0]
-        for cell, weight in self._corners():
-            cells.scatter_add_(0, (base + cell).flatten(), (weights * weight).flatten())
-        cells = cells.view(batch, num_slots, height * width)
-        sums = torch.bmm(cells, self.features.flatten(2).transpose(1, 2)).sum(0)
-        return sums, cells.sum((0, 2))
+        batch, channels, height, width = self._features.shape
+        shape = (len(weights), batch, num_slots, height * width)
+        cells = self._features.new_zeros(shape)
+        index = self._index(slots[:, None], num_slots).view(-1)
+        for step, share in self._corners():
+            index += step
+            for of_cells, weight in zip(cells, weights):
+                of_cells.view(-1).scatter_add_(0, index, (weight * share).view(-1))
+        rows = self._features.flatten(2).transpose(1, 2)
+        result = cells.new_empty(num_slots, len(weights), channels + 1)
+        for number, of_cells in enumerate(cells):
+            result[:, number, :channels] = torch.bmm(of_cells, rows).sum(0)
+            result[:, number, channels] = of_cells.sum((0, 2))
+        return result
 
-    def _base(self, slots, num_slots):
-        """Position of (image, slot, cell 0) in a flattened (B, S, h * w), for (B, K, H, W)."""
-        batch, _, height, width = self.features.shape
-        image = torch.arange(batch, device=slots.device).view(-1, 1, 1, 1)
-        return (image * num_slots + slots) * (height * width)
+    def _index(self, slots, num_slots):
+        """Of (B, K, H, W) slots at the first cell of every pixel, in a flattened (B, S, h * w)."""
+        batch, _, height, width = self._features.shape
+        index = torch.arange(batch, device=slots.device).view(-1, 1, 1, 1) * num_slots + slots
+        index *= height * width
+        index += self._rows.first[:, None] * width + self._columns.first
+        return index
 
     def _corners(self):
-        """(H, W) cells that the pixels read, and their weights: one, two or four pairs."""
-        width = self.features.shape[3]
-        for row, row_weight in self._rows.taps():
-            for column, column_weight in self._columns.taps():
-                cell = row[:, None] * width + column
-                yield cell, row_weight[:, None] * column_weight
+        """For each cell of a pixel the step from the cell before it, and (H, W) weights."""
+        width, before = self._features.shape[3], 0
+        for row, row_weight in enumerate(self._rows.weights()):
+            for column, column_weight in enumerate(self._columns.weights()):
+                cell = row * width + column
+                yield cell - before, row_weight[:, None] * column_weight
+                before = cell
 
 
-def _dot(a, b):
-    """(B, D, h, w) twice to (B, h, w)."""
-    return (a * b).sum(1)
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(B, D, h, w) twice to (B, h, w), a few channels at a time for the sake of caches."""
+    parts = zip(a.split(_CHANNELS, dim=1), b.split(_CHANNELS, dim=1))
+    return sum((x * y).sum(dim=1) for x, y in parts)
