@@ -16,13 +16,15 @@ def add_pixcontrast_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_model(cfg)
     _add_pixel_contrast(cfg)
+    _add_dataset_memory(cfg)
     _add_solver(cfg)
 
 
 def inference_config(cfg: CN) -> CN:
     """A copy of ``cfg`` whose model has no training-only part.
 
-    There are no terms and no auxiliary head, and instead of a wrapped head the head itself.
+    There are no terms and no auxiliary head, and instead of a wrapped head the head itself. A
+    data-set memory stays: the network reads it.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -75,6 +77,9 @@ def _add_model(cfg: CN) -> None:
     head.LOSS_TYPE = "cross_entropy"  # deeplab: hard_pixel_mining (OHEM), still available
     head.DECODER = "DeepLabV3PlusDecoder"  # a name in DECODER_REGISTRY
     head.TERMS = []  # names in TERM_REGISTRY; training only
+    # 1: the decoder reads IN_FEATURES as one, their concatenation on the finest grid (HRNet with a
+    # decoder of one feature); 2: halved by a 3x3 convolution, too; 0: as they are.
+    head.JOIN_STRIDE = 0
     head.CLASS_WEIGHTS = []  # of the cross-entropy, one per class; [] = all 1
     head.SCALARS_PERIOD = 20  # iterations between two records of the terms' scalars
     head.FCN = CN()  # FCNDecoder: one convolution on the concatenation of IN_FEATURES
@@ -138,6 +143,37 @@ def _add_pixel_contrast(cfg: CN) -> None:
     mining.NUM_POSITIVES = 1024  # per anchor, at most; not for "all"
     mining.NUM_NEGATIVES = 2048
     mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives
+
+
+def _add_dataset_memory(cfg: CN) -> None:
+    """A memory that the network reads: Jin et al., ICCV 2021 (MCIBI), and its follow-up MCIBI++."""
+    node = cfg.MODEL.DATASET_MEMORY = CN()
+    node.ENABLED = False  # True: between decoder and classifier, in training and at inference
+    node.KIND = "features"  # entries per class (MCIBI), or "statistics": two numbers (MCIBI++)
+    node.CHANNELS = 512  # D, of pixel representations, entries and the classifier's input
+    node.KEY_CHANNELS = 256  # of the attentions' queries, keys and values
+    # Those of SEM_SEG_HEAD.IN_FEATURES that pixel representations are made of, concatenated on the
+    # finest grid; [] = the deepest one. Not with FCNDecoder, whose output they are.
+    node.IN_FEATURES = []
+    node.DROPOUT = 0.1  # share of channels, before each classifier
+    # The decoder's output, context within the image, is attended to ("attention", MCIBI) or read by
+    # the classifier as it is ("concat", MCIBI++; for decoders of a finer grid than the deepest).
+    node.CONTEXT_FUSION = "attention"
+    node.ENTRIES_PER_CLASS = 1  # "features": one attention each
+    node.STRATEGY = "cosine"  # "features": pixels weighted by cosine distance; "mean": all alike
+    node.UPDATE_AT = "label"  # resolution of the update; "grid": that of the features, cheaper
+    node.MOMENTUM = 0.9  # share of what is new in an update (MCIBI++: 0.1)
+    node.MOMENTUM_SCHEDULE = "lr"  # MOMENTUM follows the learning rate; "constant" (MCIBI++)
+    node.READ = "soft"  # by class probabilities; "hard": the likeliest class alone
+    node.STAGE1_LOSS_WEIGHT = 0.4  # of the classifier of pixel representations
+    # MCIBI++: the context is classified, too, and the memory read with that (1.0); 0 = it is not.
+    node.CONTEXT_LOSS_WEIGHT = 0.0
+    node.CONSISTENCY = CN()  # the classifier has to tell the entries of the memory apart
+    node.CONSISTENCY.LOSS_WEIGHT = 0.0  # 1.0 as published for ADE20K
+    node.CONSISTENCY.START = 0.01  # fraction of MAX_ITER before it (published: one epoch of 130)
+    # Inference reads a second time, with SECOND_PASS[0] x the reading logits + SECOND_PASS[1] x the
+    # final ones (MCIBI++: [0.8, 0.6]); [] = it does not.
+    node.SECOND_PASS = []
 
 
 def _add_solver(cfg: CN) -> None:
