@@ -23,7 +23,7 @@ def add_pixcontrast_config(cfg: CN) -> None:
 def inference_config(cfg: CN) -> CN:
     """A copy of ``cfg`` whose model has no training-only part.
 
-    There are no terms and no auxiliary head, and instead of a wrapped head the head itself. A
+    There are no terms and no auxiliary heads, and instead of a wrapped head the head itself. A
     data-set memory stays: the network reads it.
     """
     cfg = cfg.clone()
@@ -32,7 +32,7 @@ def inference_config(cfg: CN) -> CN:
     if head.NAME == WRAPPER_NAME and head.WRAPPED:
         head.NAME, head.WRAPPED = head.WRAPPED, ""
     head.TERMS = []
-    head.AUX.IN_FEATURE = ""
+    head.AUX.IN_FEATURES = []
     return cfg
 
 
@@ -101,10 +101,10 @@ def _add_model(cfg: CN) -> None:
     head.UPER.CHANNELS = 512  # of each level and of the output
     head.UPER.POOL_SCALES = (1, 2, 3, 6)  # as PSP's, on the deepest level
     head.UPER.DROPOUT = 0.1
-    head.AUX = CN()  # auxiliary FCN head on an encoder feature; training only
-    head.AUX.IN_FEATURE = ""  # "" = no auxiliary head
+    head.AUX = CN()  # auxiliary FCN heads on encoder features; training only
+    head.AUX.IN_FEATURES = []  # one head each; [] = none
     head.AUX.CHANNELS = 256
-    head.AUX.LOSS_WEIGHT = 0.4  # of loss_sem_seg_aux, be it this head's or the decoder's own
+    head.AUX.LOSS_WEIGHT = 0.4  # of loss_sem_seg_aux, be it these heads' sum or the decoder's own
     # For NAME "ContrastWrapperHead": the name of the head that the terms are attached to.
     head.WRAPPED = ""
 
