@@ -256,14 +256,14 @@ def test_training_forwards_without_gradients_leave_the_memory(small_cfg):
 
 def test_inference_keeps_the_memory_and_drops_the_rest(small_cfg):
     small_cfg.MODEL.PIXEL_CONTRAST.IN_FEATURES = ["decoder"]
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res3"
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res3"]
     head = make_head(small_cfg, decoder="DeepLabV3PlusDecoder", terms=["PixelContrast"])
     losses_of(head)
     plain = build_sem_seg_head(inference_config(small_cfg), SHAPES)
     state = head.state_dict()
     plain.load_state_dict({k: state[k] for k in plain.state_dict()})
     assert "aggregation.memory.entries" in plain.state_dict()
-    assert not {"terms", "aux_head"} & {name.split(".")[0] for name in plain.state_dict()}
+    assert not {"terms", "aux_heads"} & {name.split(".")[0] for name in plain.state_dict()}
     with torch.no_grad():
         features = batch(1)[0]
         assert torch.equal(head.eval()(features)[0], plain.eval()(features)[0])
