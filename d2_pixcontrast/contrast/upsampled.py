@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-_CHANNELS = 64
+_CHANNELS = 64  # of how many the products are held at a time
 
 
 class Axis(NamedTuple):
@@ -80,7 +80,7 @@ class UpsampledFeatures:
             size: (H, W).
         """
         own = _dot(features, features)
-        # A quarter leaves room for what is computed from four of them.
+        # A quarter: sums of a few products of neighbours have to be finite too.
         good = own < torch.finfo(own.dtype).max / 4  # False for NaN
         self._own = own.where(good, 0)
         self._features = features.where(good[:, None], 0)

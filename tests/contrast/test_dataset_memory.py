@@ -83,7 +83,7 @@ def test_an_absent_class_stays_as_it_is_and_an_empty_one_stays_empty():
     entries = random_entries()
     entries[2] = 0
     memory = memory_of(entries)
-    result = update(memory, features, labels)
+    result = update(memory, features.float(), labels)
     assert torch.equal(result[1:3], entries[1:3])
     assert not torch.isclose(result[[0, 3]], entries[[0, 3]]).any()
     assert memory.filled[:, 0].tolist() == [True, True, False, True]
