@@ -40,6 +40,7 @@ BACKBONES = {
     "mobilenetv2": ("build_timm_backbone", "mobilenetv2_100"),
 }
 METHODS = {"ce": [], "pixcontrast": ["PixelContrast"], "pixcontrast_mem": ["PixelContrast"]}
+METHODS["mcibi"] = []
 NAME = re.compile(
     f"({'|'.join(DECODERS)})_({'|'.join(BACKBONES)})_({'|'.join(METHODS)})_([a-z0-9-]+)"
 )
