@@ -112,15 +112,13 @@ class UpsampledFeatures:
         """(B, H, W) length of every pixel's vector."""
         f, rows, columns = self._features, self._rows, self._columns
         right = None if columns.exact else _dot(f[..., :-1], f[..., 1:])
-        own = columns.square(self._own, right, -1)
-        if rows.exact:
-            return rows.square(own, None, -2).sqrt_()
-        above, below = f[:, :, :-1], f[:, :, 1:]
-        cross = None
-        if not columns.exact:
-            cross = _dot(above[..., :-1], below[..., 1:]) + _dot(above[..., 1:], below[..., :-1])
-            cross /= 2
-        down = columns.square(_dot(above, below), cross, -1)
+        own, down = columns.square(self._own, right, -1), None
+        if not rows.exact:
+            above, below, cross = f[:, :, :-1], f[:, :, 1:], None
+            if not columns.exact:
+                cross = _dot(above[..., :-1], below[..., 1:])
+                cross = (cross + _dot(above[..., 1:], below[..., :-1])) / 2
+            down = columns.square(_dot(above, below), cross, -1)
         # Where neighbours cancel out, rounding may leave less than nothing.
         return rows.square(own, down, -2).clamp_(min=0).sqrt_()
 

@@ -110,6 +110,20 @@ def test_features_along_their_entry_give_their_mean(per_class, dtype):
     assert torch.equal(result[0, 1:], memory_of(entries, dtype=dtype).entries[0, 1:])
 
 
+def test_pixels_between_cells_that_cancel_out_do_not_outweigh_the_others():
+    """What rounding leaves of them has no direction: its cosine may come out as anything."""
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(1, 64, 50, 1, generator=g)
+    features = torch.cat([left, -2.6 * left], dim=3)
+    labels = torch.zeros(1, 50, 9, dtype=torch.int64)
+    length = F.interpolate(features, (50, 9), mode="bilinear").norm(dim=1)
+    assert (length[0, :, 3] < 1e-5).all()  # 13/18 - 2.6 * 5/18 = 0
+    entries = random_entries(classes=1, channels=64)
+    expected = naive_update(entries, features, labels, 1)
+    result = update(memory_of(entries, dtype=torch.float32), features, labels, momentum=1)
+    assert (result - expected).norm() < 0.02 * expected.norm()
+
+
 def test_an_entry_without_a_pixel_of_its_class_stays_as_it_is():
     """Published: a sum over no pixel pulls one of several entries to zero."""
     features, labels = random_batch(0, (4, 5), (8, 10))
