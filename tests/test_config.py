@@ -469,6 +469,7 @@ STEPS = [
     ("Cityscapes", "deeplabv3_hrnet_w48", "ce", "500ep-trainval"),
     ("Cityscapes", "deeplabv3_hrnet_w48", "mcibi", "500ep-trainval"),
     ("ADE20K", "deeplabv3_s101", "mcibi", "180ep"),
+    ("ADE20K", "deeplabv3_r50", "mcibi_contextrast_pixcontrast_mem", "130ep"),
     ("ADE20K", "deeplabv3_vit_l", "ce", "130ep"),
     ("ADE20K", "deeplabv3_vit_l", "mcibi", "130ep"),
     ("ADE20K", "fcn_r50", "mcibi", "130ep"),
@@ -489,7 +490,7 @@ LOSSES = {
 
 
 def expected_losses(cfg, method):
-    names = {"loss_sem_seg"} | LOSSES.get(method, set())
+    names = {"loss_sem_seg"}.union(*(LOSSES[m] for m in re.findall(METHOD, method)))
     if cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES or "OCR" in cfg.MODEL.SEM_SEG_HEAD.DECODER:
         names.add("loss_sem_seg_aux")
     if not cfg.MODEL.DATASET_MEMORY.CONSISTENCY.LOSS_WEIGHT:

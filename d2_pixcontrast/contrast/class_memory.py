@@ -31,7 +31,7 @@ class LabelledPixels(NamedTuple):
     """Features at the pixels of a label map.
 
     Attributes:
-        features: at (B, H, W) pixels, in float32 or wider.
+        features: at (B, H, W) pixels, in float32 or, if they or the memory are wider, as these.
         classes: (B, H, W) int64 in 0..C-1, 0 at pixels that do not count.
         valid: (B, H, W) 1 at pixels that count, else 0, in the features' dtype.
     """
@@ -137,7 +137,8 @@ class ClassMemory(nn.Module):
             )
         if self.update_at == "grid":
             labels = nearest_resize(labels, features.shape[2:])
-        dtype = torch.promote_types(features.dtype, torch.float32)
+        stored = next(self.buffers()).dtype
+        dtype = torch.promote_types(torch.promote_types(features.dtype, stored), torch.float32)
         pixels = UpsampledFeatures(features.to(dtype), labels.shape[1:])
         valid = (labels != ignore_value) & (labels >= 0) & (labels < self.num_classes)
         return LabelledPixels(pixels, labels.where(valid, 0), (valid & pixels.finite).to(dtype))

@@ -1,4 +1,4 @@
-"""The memory of a whole data set that MCIBI reads: Jin et al., ICCV 2021, section 3.2."""
+"""The memory of a whole data set that MCIBI reads: Jin et al., ICCV 2021, feature memory module."""
 
 import torch
 from torch.nn import functional as F
@@ -69,7 +69,7 @@ class DatasetMemory(ClassMemory):
     def update(
         self, features: torch.Tensor, labels: torch.Tensor, *, momentum: float, ignore_value: int
     ) -> None:
-        """Learn from one batch: section 3.2, "feature memory update".
+        """Learn from one batch.
 
         The first empty entry of a class takes the mean of the class' features, and that is all the
         class learns from the batch. Where all entries are filled, each feature F belongs to the

@@ -1,4 +1,4 @@
-"""The memory of MCIBI++ (Jin et al., 2022): two numbers for every class."""
+"""The memory of MCIBI++ (Jin et al., TPAMI 2023): two numbers for every class."""
 
 import torch
 

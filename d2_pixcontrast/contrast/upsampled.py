@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-_CHANNELS = 64
+_CHANNELS = 64  # of how many the products are held at a time
 
 
 class Axis(NamedTuple):
@@ -80,7 +80,7 @@ class UpsampledFeatures:
             size: (H, W).
         """
         own = _dot(features, features)
-        # A quarter leaves room for what is computed from four of them.
+        # A quarter: sums of a few products of neighbours have to be finite too.
         good = own < torch.finfo(own.dtype).max / 4  # False for NaN
         self._own = own.where(good, 0)
         self._features = features.where(good[:, None], 0)
@@ -112,15 +112,13 @@ class UpsampledFeatures:
         """(B, H, W) length of every pixel's vector."""
         f, rows, columns = self._features, self._rows, self._columns
         right = None if columns.exact else _dot(f[..., :-1], f[..., 1:])
-        own = columns.square(self._own, right, -1)
-        if rows.exact:
-            return rows.square(own, None, -2).sqrt_()
-        above, below = f[:, :, :-1], f[:, :, 1:]
-        cross = None
-        if not columns.exact:
-            cross = _dot(above[..., :-1], below[..., 1:]) + _dot(above[..., 1:], below[..., :-1])
-            cross /= 2
-        down = columns.square(_dot(above, below), cross, -1)
+        own, down = columns.square(self._own, right, -1), None
+        if not rows.exact:
+            above, below, cross = f[:, :, :-1], f[:, :, 1:], None
+            if not columns.exact:
+                cross = _dot(above[..., :-1], below[..., 1:])
+                cross = (cross + _dot(above[..., 1:], below[..., :-1])) / 2
+            down = columns.square(_dot(above, below), cross, -1)
         # Where neighbours cancel out, rounding may leave less than nothing.
         return rows.square(own, down, -2).clamp_(min=0).sqrt_()
 

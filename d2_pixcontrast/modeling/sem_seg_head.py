@@ -130,7 +130,7 @@ class PixelContrastSemSegHead(HeadWithTerms):
         if self.training:
             return None, self.losses(features, decoded, aggregated, logits, targets)
         if self.aggregation is not None and self.aggregation.second_pass:
-            logits = self.predictor(self.aggregation.again(aggregated, logits).features)
+            logits = self.predictor(self.aggregation.again(aggregated, logits))
         logits = F.interpolate(
             logits, scale_factor=out_stride, mode="bilinear", align_corners=False
         )

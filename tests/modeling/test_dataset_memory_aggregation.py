@@ -169,10 +169,13 @@ def test_statistics_and_the_second_pass():
     entries = torch.stack([statistics[c, 0] + statistics[c, 1] * codes[c] for c in range(CLASSES)])
     f = module.pixels.conv(inputs["res5"])
     read = resized(module.context_head(m), grid(16))
-    for output, logits in ((first, read), (second, 0.8 * read + 0.6 * resized(final, grid(16)))):
+    for output, logits in (
+        (first.features, read),
+        (second, 0.8 * read + 0.6 * resized(final, grid(16))),
+    ):
         expected = naive_module(module, f, m, entries[:, None], logits)
-        torch.testing.assert_close(output.features, expected)
-    assert not torch.allclose(first.features, second.features)
+        torch.testing.assert_close(output, expected)
+    assert not torch.allclose(first.features, second)
 
 
 def test_an_empty_memory_reads_as_nothing_and_trains_everything():

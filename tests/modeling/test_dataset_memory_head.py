@@ -278,7 +278,7 @@ def test_the_second_pass_mixes_the_first_ones_logits_in(small_cfg):
         aggregated = head.aggregation(features, head.decoder(features).features)
         again = head.aggregation.again(aggregated, head.predictor(aggregated.features))
         expected = F.interpolate(
-            head.predictor(again.features), scale_factor=16, mode="bilinear", align_corners=False
+            head.predictor(again), scale_factor=16, mode="bilinear", align_corners=False
         )
     assert torch.equal(twice, expected)
     assert aggregated.pixel_logits is None  # nobody reads them

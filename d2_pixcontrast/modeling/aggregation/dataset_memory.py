@@ -22,8 +22,10 @@ class AggregationOutput(NamedTuple):
         features: (B, D, h, w), read by the final classifier.
         pixels: (B, D, h', w') pixel representations f; classes' means of them are the memory.
         context: (B, M, h'', w'') context within the image m, or None.
-        pixel_logits: (B, C, h', w') of the stage-1 classifier on ``pixels``, or None unless needed.
-        context_logits: (B, C, h'', w'') of the context head on ``context``, or None without one.
+        pixel_logits: (B, C, h', w') of the stage-1 classifier on ``pixels``; None where nothing
+            needs them.
+        context_logits: (B, C, h'', w'') of the context head on ``context``; None without one.
+        read_logits: (B, C, h', w') that the memory was read with.
     """
 
     features: torch.Tensor
@@ -31,6 +33,7 @@ class AggregationOutput(NamedTuple):
     context: torch.Tensor | None
     pixel_logits: torch.Tensor | None
     context_logits: torch.Tensor | None
+    read_logits: torch.Tensor
 
 
 class DatasetMemoryAggregation(nn.Module):
@@ -64,7 +67,7 @@ class DatasetMemoryAggregation(nn.Module):
             memory: a :class:`~d2_pixcontrast.contrast.DatasetMemory` or a ``StatisticsMemory``.
             pixels: {name: (B, C, h, w)} to f; None: f is the decoder's output, and there is no m.
             pixel_stride: of f.
-            context_channels, context_stride: of the decoder's output.
+            context_channels, context_stride: of the decoder's output, be it m or f.
             num_classes: C.
             network: what is built.
             training: how it is trained.
@@ -80,10 +83,10 @@ class DatasetMemoryAggregation(nn.Module):
         self.memory = memory
         self.pixels = pixels
         self.network, self.training_options = network, training
-        self._context_is_finer = with_context and context_stride < pixel_stride
-        self._context_is_coarser = with_context and context_stride > pixel_stride
+        self._grids_differ = context_stride != pixel_stride
+        self._context_is_finer = context_stride < pixel_stride
         self.out_channels = channels
-        self.out_stride = min(pixel_stride, context_stride) if with_context else pixel_stride
+        self.out_stride = min(pixel_stride, context_stride)
 
         def attention(source_channels):
             return GridAttention(
@@ -140,56 +143,66 @@ class DatasetMemoryAggregation(nn.Module):
         pixels, context = decoded, None
         if self.pixels is not None:
             pixels, context = self.pixels(features), decoded
-        context_logits = None if self.context_head is None else self.context_head(context)
-        pixel_logits = None
+        pixel_logits = context_logits = None
+        if self.context_head is not None:
+            context_logits = self.context_head(context)
         if self.training or context_logits is None:
             pixel_logits = self.stage1(pixels)
-        output = AggregationOutput(decoded, pixels, context, pixel_logits, context_logits)
-        return output._replace(features=self._aggregate(output, self._read_logits(output)))
+        read_logits = pixel_logits if context_logits is None else context_logits
+        if context_logits is not None and self._grids_differ:
+            read_logits = _resized(read_logits, pixels.shape[-2:])
+        return AggregationOutput(
+            self._aggregate(pixels, context, read_logits),
+            pixels,
+            context,
+            pixel_logits,
+            context_logits,
+            read_logits,
+        )
 
-    def again(self, output: AggregationOutput, logits: torch.Tensor) -> AggregationOutput:
+    def again(self, output: AggregationOutput, logits: torch.Tensor) -> torch.Tensor:
         """A second pass, from coarse to fine (MCIBI++): final logits help to read the memory.
 
         Args:
             output: of the first pass.
             logits: (B, C, h, w) of the final classifier in the first pass.
+
+        Returns:
+            (B, D, h, w), read by the final classifier.
         """
         own, first = self.network.second_pass
-        size = output.pixels.shape[-2:]
-        mixed = own * self._read_logits(output) + first * _resized(logits, size)
-        return output._replace(features=self._aggregate(output, mixed))
+        mixed = own * output.read_logits + first * _resized(logits, output.pixels.shape[-2:])
+        return self._aggregate(output.pixels, output.context, mixed)
 
-    def _read_logits(self, output: AggregationOutput) -> torch.Tensor:
-        """(B, C, h', w') on the grid of f, from the context head where there is one."""
-        logits = output.context_logits
-        if logits is None:
-            return output.pixel_logits
-        if self._context_is_finer or self._context_is_coarser:
-            logits = _resized(logits, output.pixels.shape[-2:])
-        return logits
+    def _aggregate(self, pixels, context, read_logits) -> torch.Tensor:
+        """f, m and the logits to read with, to the (B, D, h, w) input of the final classifier."""
+        fused = self._fuse_memory(pixels, read_logits)
+        if context is not None:
+            fused = self._fuse_context(pixels, fused, context)
+        return self.dropout(self.hidden(fused))
 
-    def _aggregate(self, output: AggregationOutput, read_logits: torch.Tensor) -> torch.Tensor:
-        """(B, D, h, w) input of the final classifier."""
-        pixels, context = output.pixels, output.context
+    def _fuse_memory(self, pixels, read_logits) -> torch.Tensor:
+        """(B, D, h', w') o: f, and what f finds in the memory's image of the pixels."""
         dtype = torch.promote_types(read_logits.dtype, torch.float32)
         probabilities = read_logits.to(dtype).softmax(dim=1)
         read = self.memory.read(probabilities, hard=self.network.hard_read).to(pixels.dtype)
         parts = read.chunk(len(self.memory_attentions), dim=1)
         attended = [a(pixels, part) for a, part in zip(self.memory_attentions, parts, strict=True)]
         attended = attended[0] if self.merge is None else self.merge(torch.cat(attended, dim=1))
-        fused = self.fuse(torch.cat([pixels, attended], dim=1))
-        if context is None:
-            return self.dropout(self.hidden(fused))
+        return self.fuse(torch.cat([pixels, attended], dim=1))
+
+    def _fuse_context(self, pixels, fused, context) -> torch.Tensor:
+        """o and the context within the image, on the finer of their grids."""
         if self._context_is_finer:
             fused = _resized(fused, context.shape[-2:])
         if self.context_attention is not None:
             if self._context_is_finer:
                 pixels = _resized(pixels, context.shape[-2:])
             gathered = self.context_attention(pixels, context)
-            return self.dropout(self.hidden(self.context_fuse(torch.cat([gathered, fused], dim=1))))
-        if self._context_is_coarser:
-            context = _resized(context, pixels.shape[-2:])
-        return self.dropout(self.hidden(torch.cat([fused, context], dim=1)))
+            return self.context_fuse(torch.cat([gathered, fused], dim=1))
+        if self._grids_differ and not self._context_is_finer:
+            context = _resized(context, fused.shape[-2:])
+        return torch.cat([fused, context], dim=1)
 
     def losses(
         self,
