@@ -6,7 +6,12 @@ describes them.
 
 import torch
 
-from d2_pixcontrast.contrast import ClassEntries, pixel_contrast_loss, sample_boundary_negatives
+from d2_pixcontrast.contrast import (
+    ClassEntries,
+    DatasetMemory,
+    pixel_contrast_loss,
+    sample_boundary_negatives,
+)
 
 
 def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
@@ -55,3 +60,18 @@ def bane_distance(labels, predictions, ignore_value, num_classes=None):
     )
     classes = torch.arange(int(num_classes))[:, None, None]
     return {"distances": result.distance.where(result.group == classes, 0).double().numpy()}
+
+
+def dataset_memory_update(memory_before, features, labels, momentum, strategy, ignore_value):
+    """memory_before (C, D), rows of zeros are empty; features (B, D, h, w), labels (B, H, W)."""
+    memory = DatasetMemory(
+        *memory_before.shape, strategy=strategy.removesuffix("_similarity"), dtype=torch.float64
+    )
+    memory.entries.copy_(torch.from_numpy(memory_before)[:, None])
+    memory.update(
+        torch.from_numpy(features).double(),
+        torch.from_numpy(labels).long(),
+        momentum=float(momentum),
+        ignore_value=int(ignore_value),
+    )
+    return {"memory_after": memory.entries[:, 0].numpy()}

@@ -12,6 +12,7 @@ else resident. Example::
 import argparse
 import json
 import logging
+import math
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
 
 from d2_pixcontrast import inference_config
 from d2_pixcontrast.engine import Trainer, load_cfg
@@ -56,9 +58,16 @@ class Contestant:
         image = (batch[0]["image"].to(model.device)[None] - model.pixel_mean) / model.pixel_std
         body = torch.nn.Sequential(model.backbone, _Logits(model.sem_seg_head))
         flops = FlopCountAnalysis(body.eval(), image)
+        flops.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
         flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         parameters = sum(p.numel() for p in model.parameters())
         return {"parameters": parameters, "gflops": flops.total() / 1e9}
+
+
+def _attention_flops(inputs, outputs) -> int:
+    """Of the two products, which fvcore does not know: one for a multiplication and addition."""
+    query, key, value = (get_shape(x) for x in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
 
 
 class _Logits(torch.nn.Module):

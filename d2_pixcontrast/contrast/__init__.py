@@ -9,8 +9,10 @@ from .boundary_negatives import (
     sample_boundary_negatives,
 )
 from .class_anchors import ClassAnchors, class_anchors, update_anchors
+from .class_memory import ClassMemory, MemoryEntries
 from .class_queue import ClassEntries, ClassQueue
 from .cross_contrast import LabelledRows, cross_contrast_loss
+from .dataset_memory import DatasetMemory
 from .distance_transform import distance_to_boundary
 from .distributed import gather_batch, sum_over_ranks
 from .losses import ContrastLoss, ExtraNegatives, pixel_contrast_loss
@@ -30,6 +32,7 @@ from .sampling import (
     sample_group_pixels,
     sample_hard_anchors,
 )
+from .statistics_memory import StatisticsMemory
 
 __all__ = [
     "BANE_TARGETS",
@@ -40,11 +43,14 @@ __all__ = [
     "BoundaryNegatives",
     "ClassAnchors",
     "ClassEntries",
+    "ClassMemory",
     "ClassQueue",
     "ContrastLoss",
+    "DatasetMemory",
     "ExtraNegatives",
     "LabelledRows",
     "MemoryBank",
+    "MemoryEntries",
     "Mining",
     "NegativeSlots",
     "PixelAnchorLoss",
@@ -55,6 +61,7 @@ __all__ = [
     "class_anchors",
     "cross_contrast_loss",
     "distance_to_boundary",
+    "StatisticsMemory",
     "gather_batch",
     "gather_pixels",
     "nearest_resize",

@@ -18,7 +18,7 @@ from .weights import (
 )
 
 # Parts of a training checkpoint that a model for inference does not have.
-_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_head.")
+_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
 # What ContrastWrapperHead puts before the names of the head that it wraps.
 _HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
 

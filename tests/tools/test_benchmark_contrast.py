@@ -46,7 +46,20 @@ def test_all_forms_of_bane_compute_the_same(benchmark):
     assert problem.masks.shape == (2 * 19, 24, 40)
 
 
-@pytest.mark.parametrize("preset", ["bane", "batch", "memory"])
+def test_both_forms_of_the_update_learn_the_same(benchmark):
+    problem = benchmark.Update("cpu", tiny=True)
+    expected = benchmark.loop_update(problem.before, problem.leaf, problem.labels, problem.MOMENTUM)
+    problem.ours()
+    assert not torch.equal(expected, problem.before) and expected[0].any()
+    torch.testing.assert_close(problem.memory.entries[:, 0], expected)
+
+
+def test_both_forms_of_attention_compute_the_same(benchmark):
+    problem = benchmark.Attention(3, 5, "cpu")
+    torch.testing.assert_close(problem.published(), problem.ours())
+
+
+@pytest.mark.parametrize("preset", ["bane", "batch", "mcibi", "memory"])
 def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, capsys):
     extra = {"published": 3000, "cv2": 300, "ours": 30}
     monkeypatch.setattr(
@@ -60,6 +73,9 @@ def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, cap
     assert result["time_ratio"] == published["seconds"] / ours["seconds"] > 0
     assert result["memory_ratio"] == 100
     assert (published["extra_bytes"], ours["extra_bytes"]) == (3000, 30)
+    if preset == "mcibi":
+        both = {form: extra[form] for form in benchmark.Attention.forms}
+        assert result["attention"] == dict.fromkeys(["attention-64x128", "attention-128x256"], both)
 
 
 ALLOCATES_40_MIB = """
