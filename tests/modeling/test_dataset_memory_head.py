@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.modeling import build_sem_seg_head
 from detectron2.utils.events import EventStorage
+from operator_record import Operators
 from test_decoders import IN_FEATURES, SHAPES
 from torch import nn
 from torch.nn import functional as F
@@ -228,6 +229,16 @@ def test_the_momentum_follows_the_schedule(small_cfg, schedule, factor):
     losses_of(head, 1)
     expected.update(seen[1], batch(1)[1], momentum=0.5 * factor, ignore_value=IGNORE)
     assert torch.equal(head.aggregation.memory.entries, expected.entries)
+
+
+@pytest.mark.parametrize("options", [{"CONSISTENCY__LOSS_WEIGHT": 1.0, "READ": "hard"}, PLUS_PLUS])
+def test_a_step_waits_for_nothing(small_cfg, options):
+    """No operator whose result's value or shape the host needs."""
+    head = make_head(small_cfg, **options)
+    losses_of(head)
+    with Operators() as record:
+        sum(losses_of(head, 1).values()).backward()
+    record.assert_no_sync()
 
 
 def test_evaluation_reads_and_does_not_write(small_cfg):
