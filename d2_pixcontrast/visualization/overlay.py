@@ -53,6 +53,22 @@ def boundaries(ids: np.ndarray) -> np.ndarray:
     return edge
 
 
+def hatch(picture: np.ndarray, region: np.ndarray, period: int = 10) -> np.ndarray:
+    """Diagonal stripes over a region, for pixels that have no class.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        region: (H, W) bool.
+        period: of the stripes, in pixels along a row.
+
+    Returns:
+        a new (H, W, 3) uint8.
+    """
+    rows, columns = np.indices(region.shape, sparse=True)
+    stripe = (rows + columns) % period < period * 0.3
+    return np.where((region & stripe)[..., None], np.uint8(70), picture)
+
+
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     """(H, W, 3) uint8 to (H * scale, W * scale, 3), smoothly."""
     if scale == 1:
