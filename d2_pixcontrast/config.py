@@ -142,7 +142,7 @@ def _add_solver(cfg: CN) -> None:
 def _add_test(cfg: CN) -> None:
     # TEST.AUG is detectron2's: with ENABLED the final evaluation, --eval-only and predict run the
     # model at several scales, and with FLIP mirrored too. MIN_SIZES and MAX_SIZE are not used.
-    cfg.TEST.AUG.SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # factors on the size of INPUT.*_TEST
+    cfg.TEST.AUG.SCALES = [0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # factors on the size of INPUT.*_TEST
     sliding = cfg.TEST.SLIDING = CN()  # the image in overlapping windows, at each scale
     sliding.ENABLED = False
     sliding.SIZE = (512, 1024)  # (height, width) of a window in pixels

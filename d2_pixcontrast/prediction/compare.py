@@ -9,8 +9,8 @@ from PIL import Image
 
 from ..data.labels import check_label, check_same_size, read_label
 from ..engine import load_cfg
-from ..visualization.overlay import enlarge, legend, overlay
-from ..visualization.panels import GAP, panel_row, stack
+from ..visualization.overlay import enlarge, label_overlay, legend_of
+from ..visualization.panels import panel_row, stack
 from .inputs import InputImage
 from .outputs import picture_scale
 from .predictor import Predictor
@@ -58,10 +58,9 @@ class Comparison:
             maps[caption] = predictor(image).classes
         scale = picture_scale(image, 320)
         panels = [(source.name, enlarge(image, scale))]
-        panels += [(k, overlay(image, ids, colors, scale=scale)) for k, ids in maps.items()]
+        panels += [(k, label_overlay(image, ids, colors, scale=scale)) for k, ids in maps.items()]
         row = panel_row(panels)
-        found = [i for i in range(len(names)) if any((ids == i).any() for ids in maps.values())]
-        key = legend([names[i] for i in found], colors[found], width=row.shape[1] - GAP)
+        key = legend_of(list(maps.values()), names, colors, width=row.shape[1])
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(stack([row, key])).save(path)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..visualization.overlay import legend, overlay
+from ..visualization.overlay import legend_of, overlay
 from ..visualization.panels import stack
 from .cityscapes import LABEL_IDS, submission_name, to_label_ids
 from .inputs import InputImage
@@ -75,9 +75,8 @@ class ResultWriter:
 
     def _draw(self, image: np.ndarray, classes: np.ndarray) -> np.ndarray:
         picture = overlay(image, classes, self._colors, scale=picture_scale(image))
-        found = np.unique(classes)
-        names = [self._class_names[index] for index in found]
-        return stack([picture, legend(names, self._colors[found], width=picture.shape[1])])
+        key = legend_of([classes], self._class_names, self._colors, width=picture.shape[1])
+        return stack([picture, key])
 
     def _save(self, pixels: np.ndarray, kind: str, name: str) -> None:
         Image.fromarray(pixels).save(self._path(kind, name))

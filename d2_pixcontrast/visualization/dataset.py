@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from ..data import build_train_loader, check_datasets, read_image, read_label
 from ..engine import load_cfg
-from .colors import class_colors, class_index
-from .overlay import enlarge, hatch, legend, overlay
-from .panels import GAP, panel_row, resize_to_height, stack
+from .colors import class_colors
+from .overlay import enlarge, label_overlay, legend_of
+from .panels import panel_row, resize_to_height, stack
 
 LEAST_HEIGHT = 240  # smaller pictures are enlarged by a whole factor
 
@@ -49,29 +49,15 @@ def draw_sample(
     scale = -(-LEAST_HEIGHT // len(fed))
     height = scale * len(fed)
     rows, columns = fed_label.shape
+    labelled = label_overlay(original, label, colors, scale=-(-height // len(original)))
     panels = [
         (Path(sample["file_name"]).name, resize_to_height(original, height)),
-        ("its label", resize_to_height(_with_void(original, label, colors), height)),
+        ("its label", resize_to_height(labelled, height)),
         (f"fed to the model, {columns} x {rows}", enlarge(fed, scale)),
-        ("its label as fed", _with_void(fed, fed_label, colors, scale)),
+        ("its label as fed", label_overlay(fed, fed_label, colors, scale=scale)),
     ]
     row = panel_row(panels)
-    return stack([row, _legend(np.union1d(label, fed_label), names, colors, row.shape[1] - GAP)])
-
-
-def _with_void(image: np.ndarray, label: np.ndarray, colors: np.ndarray, scale: int = 1):
-    picture = overlay(image, label, colors, scale=scale)
-    void = class_index(label, len(colors)) == len(colors)
-    # As many stripes in a picture of any size.
-    period = max(10, round(len(picture) / 30))
-    return hatch(picture, void.repeat(scale, axis=0).repeat(scale, axis=1), period)
-
-
-def _legend(ids: np.ndarray, names: list[str], colors: np.ndarray, width: int) -> np.ndarray:
-    found = np.unique(class_index(ids, len(names)))
-    table = np.vstack([colors, [(255, 255, 255)]]).astype(np.uint8)
-    names = [*names, "not labelled (hatched)"]
-    return legend([names[index] for index in found], table[found], width=width)
+    return stack([row, legend_of([label, fed_label], names, colors, width=row.shape[1])])
 
 
 def main(arguments: list[str] | None = None) -> None:
