@@ -1,13 +1,11 @@
 """``python -m d2_pixcontrast.predict`` on made-up images, with an untrained network."""
 
 import re
-import uuid
 
 import numpy as np
 import pytest
 import torch
-from conftest import INSTANT_TEST
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from conftest import INSTANT_TEST, save_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from PIL import Image
@@ -16,32 +14,11 @@ from d2_pixcontrast.engine import Trainer, evaluate, load_cfg
 from d2_pixcontrast.predict import main
 from d2_pixcontrast.prediction import Predictor
 
-SIZES = [(37, 53), (64, 40), (50, 96)]  # (height, width)
-NAMES = [f"class {index}" for index in range(8)]
-
-
-def save_image(path, size, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.RandomState(seed).randint(0, 256, (4, 5, 3), np.uint8)
-    Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(path)
-
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A config, the weights of two networks, and a registered data set of three images."""
-    folder = tmp_path_factory.mktemp("project")
-    name = f"predict_{uuid.uuid4().hex}"
-    dicts = []
-    for index, size in enumerate(SIZES):
-        image, label = folder / "data" / f"{index}.png", folder / "truth" / f"{index}.png"
-        save_image(image, size, index)
-        label.parent.mkdir(exist_ok=True)
-        ids = np.random.RandomState(index).randint(0, 8, size).astype(np.uint8)
-        ids[:5] = 255
-        Image.fromarray(ids).save(label)
-        dicts.append({"file_name": str(image), "sem_seg_file_name": str(label)})
-    DatasetCatalog.register(name, lambda: dicts)
-    MetadataCatalog.get(name).set(stuff_classes=NAMES, ignore_label=255)
+def project(made_up_dataset):
+    """A folder with a config, the weights of two networks, images and labels."""
+    name, folder = made_up_dataset
     config = folder / "config.yaml"
     config.write_text(
         f"_BASE_: {INSTANT_TEST}\n"
@@ -63,9 +40,7 @@ def project(tmp_path_factory):
             * 4
         )
         torch.save({"model": model.state_dict()}, folder / f"weights{seed}.pth")
-    yield folder
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return folder
 
 
 def predict(project, *arguments):
@@ -116,10 +91,10 @@ def test_the_same_as_eval_only_to_the_bit(project, tmp_path, flags, opts):
     evaluate(cfg, RecordingTrainer)
     assert len(recorders) == 1 + ("--tta" in flags)
 
-    predict(project, "--input", project / "data", "--output", tmp_path, *flags, "--opts", *opts)
+    predict(project, "--input", project / "images", "--output", tmp_path, *flags, "--opts", *opts)
     predictor = Predictor(cfg)
     for index in range(3):
-        path = project / "data" / f"{index}.png"
+        path = project / "images" / f"{index}.png"
         scores = recorders[-1].scores[str(path)]
         assert torch.equal(predictor(np.asarray(Image.open(path))).scores, scores)
         written = np.asarray(Image.open(tmp_path / "label" / f"{index}.png"))
@@ -128,7 +103,9 @@ def test_the_same_as_eval_only_to_the_bit(project, tmp_path, flags, opts):
 
 
 def test_overlay_and_probabilities(project, tmp_path):
-    predict(project, "--input", project / "data" / "1.png", "--output", tmp_path, "--probabilities")
+    predict(
+        project, "--input", project / "images" / "1.png", "--output", tmp_path, "--probabilities"
+    )
     picture = Image.open(tmp_path / "overlay" / "1.png")
     assert picture.width == 480 and picture.height > 480 * 64 / 40  # enlarged, and a legend
     probabilities = np.load(tmp_path / "probabilities" / "1.npz")["probabilities"]
@@ -141,7 +118,7 @@ def test_overlay_and_probabilities(project, tmp_path):
 
 def test_probabilities_are_those_of_the_scores(project):
     cfg = load_cfg(str(project / "config.yaml"))
-    image = np.asarray(Image.open(project / "data" / "0.png"))
+    image = np.asarray(Image.open(project / "images" / "0.png"))
     plain = Predictor(cfg, str(project / "weights0.pth"))(image)
     torch.testing.assert_close(plain.probabilities, plain.scores.softmax(dim=0))
     cfg.TEST.AUG.ENABLED = True
@@ -181,18 +158,18 @@ def test_an_unreadable_image(project, tmp_path, capsys):
         (["--input", "nowhere"], "no file or folder nowhere"),
         (["--dataset", "nothing"], "nothing.*is not registered"),
         (
-            ["--input", "{data}", "--cityscapes-submission"],
+            ["--input", "{images}", "--cityscapes-submission"],
             "Cityscapes' 19 classes; this one has 8",
         ),
-        (["--input", "{data}", "--labels", "x"], "--labels is for --compare"),
-        (["--input", "{data}", "--opts", "TEST.AUGG", "1"], "TEST.AUGG"),
+        (["--input", "{images}", "--labels", "x"], "--labels is for --compare"),
+        (["--input", "{images}", "--opts", "TEST.AUGG", "1"], "TEST.AUGG"),
         (["--input", "clip.mp4", "--probabilities"], "of a video only the overlay"),
         (["--input", "clip.mp4"], "video clip.mp4 cannot be read"),
-        (["--input", "{data}", "--compare", "w.pth"], "no --weights"),
+        (["--input", "{images}", "--compare", "w.pth"], "no --weights"),
     ],
 )
 def test_bad_arguments_end_in_one_line(project, tmp_path, capsys, arguments, message):
-    arguments = [argument.format(data=project / "data") for argument in arguments]
+    arguments = [argument.format(images=project / "images") for argument in arguments]
     options = arguments[arguments.index("--opts") :] if "--opts" in arguments else []
     arguments = arguments[: len(arguments) - len(options)]
     text = fails(capsys, project, *arguments, "--output", tmp_path, *options)
@@ -220,9 +197,9 @@ def test_video(project, tmp_path):
 def test_compare(project, tmp_path):
     weights = [project / "weights0.pth", f"{project / 'config.yaml'}:{project / 'weights1.pth'}"]
     common = ["--config-file", str(project / "config.yaml"), "--compare", *map(str, weights)]
-    main([*common, "--input", str(project / "data"), "--output", str(tmp_path / "plain")])
-    labels = ["--labels", str(project / "truth")]
-    main([*common, "--input", str(project / "data"), *labels, "--output", str(tmp_path / "with")])
+    main([*common, "--input", str(project / "images"), "--output", str(tmp_path / "plain")])
+    labels = ["--labels", str(project / "labels")]
+    main([*common, "--input", str(project / "images"), *labels, "--output", str(tmp_path / "with")])
     plain = Image.open(tmp_path / "plain" / "compare" / "0.png")
     with_label = Image.open(tmp_path / "with" / "compare" / "0.png")
     panel = 53 * 7  # the smallest whole factor with 320 pixels
@@ -232,8 +209,8 @@ def test_compare(project, tmp_path):
     from_set = Image.open(tmp_path / "set" / "compare" / "0.png")
     assert np.array_equal(np.asarray(from_set), np.asarray(with_label))
     with pytest.raises(SystemExit, match="has no label"):
-        (project / "truth" / "2.png").rename(project / "truth" / "2.away")
+        (project / "labels" / "2.png").rename(project / "labels" / "2.away")
         try:
-            main([*common, "--input", str(project / "data"), *labels, "--output", str(tmp_path)])
+            main([*common, "--input", str(project / "images"), *labels, "--output", str(tmp_path)])
         finally:
-            (project / "truth" / "2.away").rename(project / "truth" / "2.png")
+            (project / "labels" / "2.away").rename(project / "labels" / "2.png")
