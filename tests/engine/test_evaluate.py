@@ -97,9 +97,23 @@ def test_training_tests_at_several_scales_once_at_its_end(cfg, tmp_path):
         ]
     )
     (tmp_path / "output").mkdir()
-    trainer = Trainer(cfg)
+    calls = []
+
+    class CountingTrainer(Trainer):
+        @classmethod
+        def test_with_TTA(cls, cfg, model):
+            calls.append("TTA")
+            return super().test_with_TTA(cfg, model)
+
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            calls.append("single")
+            return super().test(cfg, model, evaluators)
+
+    trainer = CountingTrainer(cfg)
     trainer.resume_or_load(resume=False)
     results = trainer.train()
+    assert calls == ["single", "single", "TTA"]
     assert set(results) == {"sem_seg", "sem_seg_TTA"}
     lines = [json.loads(x) for x in (tmp_path / "output" / "metrics.json").open()]
     assert lines[-1]["sem_seg_TTA/mIoU"] == results["sem_seg_TTA"]["mIoU"]
