@@ -20,6 +20,7 @@ def add_pixcontrast_config(cfg: CN) -> None:
     _add_multi_scale_contrast(cfg)
     _add_dataset_memory(cfg)
     _add_solver(cfg)
+    _add_test(cfg)
 
 
 def inference_config(cfg: CN) -> CN:
@@ -263,3 +264,17 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LOSS_SPIKE_FACTOR = 5.0
     # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sem_seg/mIoU"
+
+
+def _add_test(cfg: CN) -> None:
+    # TEST.AUG is detectron2's: with ENABLED the final evaluation, --eval-only and predict run the
+    # model at several scales, and with FLIP mirrored too. MIN_SIZES and MAX_SIZE are not used.
+    cfg.TEST.AUG.SCALES = [0.75, 1.0, 1.25, 1.5, 1.75, 2.0]  # factors on the size of INPUT.*_TEST
+    sliding = cfg.TEST.SLIDING = CN()  # the image in overlapping windows, at each scale
+    sliding.ENABLED = False
+    sliding.SIZE = (512, 1024)  # (height, width) of a window in pixels
+    sliding.STRIDE = (341, 683)  # (down, right) from one window to the next, in pixels
+    boundary = cfg.TEST.BOUNDARY_IOU = CN()  # IoU of the pixels near the classes' boundaries
+    boundary.ENABLED = False
+    # How near: below 1 a share of the image's diagonal, from 1 on pixels.
+    boundary.WIDTH = 0.02

@@ -1,10 +1,13 @@
 """What several tests share."""
 
 import os
+import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -40,3 +43,31 @@ def small_cfg(tmp_path):
     from d2_pixcontrast.engine import load_cfg
 
     return load_cfg(str(INSTANT_TEST), ["OUTPUT_DIR", str(tmp_path / "output")])
+
+
+def save_image(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    """Write a smooth image of (height, width) pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.RandomState(seed).randint(0, 256, (4, 5, 3), np.uint8)
+    Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture(scope="module")
+def made_up_dataset(tmp_path_factory):
+    """(name, folder) of a registered data set of 8 classes: folder/images/N.png, labels/N.png."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    folder, name, dicts = tmp_path_factory.mktemp("data"), f"made_up_{uuid.uuid4().hex}", []
+    (folder / "labels").mkdir()
+    for index, size in enumerate([(37, 53), (64, 40), (50, 96)]):
+        image, label = (folder / kind / f"{index}.png" for kind in ("images", "labels"))
+        save_image(image, size, index)
+        ids = np.random.RandomState(index).randint(0, 8, size).astype(np.uint8)
+        ids[:5] = 255
+        Image.fromarray(ids).save(label)
+        dicts.append({"file_name": str(image), "sem_seg_file_name": str(label)})
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(stuff_classes=[*"abcdefgh"], ignore_label=255)
+    yield name, folder
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)

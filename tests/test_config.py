@@ -388,6 +388,18 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
         assert (contrast.MEMORY.REGION_SIZE, contrast.MEMORY.PIXEL_SIZE) == (5000, 5000)
 
 
+@pytest.mark.parametrize(
+    "dataset, smallest",
+    [("ADE20K", 0.75), ("CamVid", 0.75)]
+    + [(d, 0.5) for d in ("Cityscapes", "PascalContext", "COCOStuff10K", "COCOStuff164K")],
+)
+def test_published_test_scales(dataset, smallest):
+    augmentation = load_cfg(str(CONFIGS / f"Base-{dataset}.yaml")).TEST.AUG
+    published = [0.25 * k for k in range(int(smallest / 0.25), 9)]
+    assert list(augmentation.SCALES) == published
+    assert augmentation.FLIP and not augmentation.ENABLED
+
+
 @pytest.mark.parametrize("width, dim", [("w18", 256), ("w48", 720)])
 def test_mmsegmentations_numbers(width, dim):
     path = zoo_path("Cityscapes", f"fcn_hrnet_{width}", "pixcontrast", "40k-mmseg")

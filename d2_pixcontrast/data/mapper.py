@@ -33,6 +33,7 @@ class SemSegMapper:
         ignore_value: int,
         min_size_test: int = 0,
         max_size_test: int = 0,
+        keep_original: bool = False,
     ):
         """
         Args:
@@ -43,6 +44,8 @@ class SemSegMapper:
             ignore_value: or this.
             min_size_test: short edge in pixels of test images; 0 = as they are.
             max_size_test: limit of their long edge; 0 = none.
+            keep_original: hand out test images before they are resized, too (for the other scales
+                of :class:`~d2_pixcontrast.modeling.inference.MultiScaleFlip`).
 
         Raises:
             ValueError: ``image_format`` is neither "RGB" nor "BGR".
@@ -56,6 +59,7 @@ class SemSegMapper:
         self.ignore_value = ignore_value
         self.min_size_test = min_size_test
         self.max_size_test = max_size_test
+        self.keep_original = keep_original
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True) -> dict:
@@ -67,6 +71,7 @@ class SemSegMapper:
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "min_size_test": cfg.INPUT.MIN_SIZE_TEST,
             "max_size_test": cfg.INPUT.MAX_SIZE_TEST,
+            "keep_original": cfg.TEST.AUG.ENABLED,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -77,6 +82,7 @@ class SemSegMapper:
 
             * "image": uint8 tensor (3, H', W') in ``image_format``;
             * for training "sem_seg": int64 tensor (H', W');
+            * for testing "original_image" where :meth:`test_image` gives it;
             * for testing, where there is a label file, "label": int64 tensor (height, width). The
               evaluator reads it; under another name the model would move it to its device.
 
@@ -93,11 +99,27 @@ class SemSegMapper:
             dataset_dict["image"] = _chw(inputs.image)
             dataset_dict["sem_seg"] = _int64(inputs.sem_seg)
             return dataset_dict
-        resize = resize_shortest_edge(*image.shape[:2], self.min_size_test, self.max_size_test)
-        dataset_dict["image"] = _chw(resize.apply_image(image))
+        dataset_dict.update(self.test_image(image))
         if label is not None:
             dataset_dict["label"] = _int64(label)
         return dataset_dict
+
+    def test_image(self, image: np.ndarray) -> dict:
+        """What a model takes for testing, of an image that need not come from a file.
+
+        Args:
+            image: uint8 (H, W, 3) in ``image_format``.
+
+        Returns:
+            "height" and "width" of ``image``, "image": uint8 tensor (3, H', W') of the test size,
+            and with ``keep_original``, where this is another size, "original_image": (3, H, W).
+        """
+        height, width = image.shape[:2]
+        resize = resize_shortest_edge(height, width, self.min_size_test, self.max_size_test)
+        inputs = {"height": height, "width": width, "image": _chw(resize.apply_image(image))}
+        if self.keep_original and inputs["image"].shape[1:] != (height, width):
+            inputs["original_image"] = _chw(image)
+        return inputs
 
     def _read_label(self, dataset_dict: dict, image: np.ndarray) -> np.ndarray | None:
         if not self.is_train and "sem_seg_file_name" not in dataset_dict:

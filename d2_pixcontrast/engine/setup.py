@@ -19,6 +19,7 @@ from ..config import add_pixcontrast_config, inference_config
 from ..data import check_datasets
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import PREEMPTED
+from .trainer import merge_results
 
 EXAMPLES = """
 Examples:
@@ -34,6 +35,9 @@ SIGTERM ends the training after the current step with a checkpoint and exit stat
 
 Evaluate a checkpoint:
     $ {prog} --config-file configs/....yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+
+... at several scales and mirrored, too:
+    $ {prog} --config-file configs/....yaml --eval-only MODEL.WEIGHTS FILE TEST.AUG.ENABLED True
 
 Train on two machines:
     (machine 0)$ {prog} --config-file ... --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
@@ -113,7 +117,8 @@ def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
 def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS (or OUTPUT_DIR's last checkpoint with ``resume``) on DATASETS.TEST.
 
-    The model has neither terms nor auxiliary head: it is the plain one.
+    The model has neither terms nor auxiliary head: it is the plain one. With TEST.AUG.ENABLED the
+    results hold both: "sem_seg" at a single scale and "sem_seg_TTA".
 
     Raises:
         ValueError: the weights do not fill the model.
@@ -127,6 +132,8 @@ def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
         raise ValueError("--eval-only needs a checkpoint: append MODEL.WEIGHTS FILE, or --resume")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = trainer_class.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        merge_results(results, trainer_class.test_with_TTA(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

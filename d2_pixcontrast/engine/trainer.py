@@ -3,9 +3,11 @@
 import logging
 import os
 import weakref
+from collections import OrderedDict
 
 import torch
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -15,6 +17,7 @@ from timm.layers import convert_sync_batchnorm
 from ..compat import create_ddp_model
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import SemSegEvaluator
+from ..modeling.inference import with_sliding_window, with_test_time_augmentation
 from ..solver import build_lr_scheduler, build_optimizer
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, PreemptionHook
@@ -88,6 +91,8 @@ class Trainer(DefaultTrainer):
             for hook in super().build_hooks()
             if not isinstance(hook, (hooks.PeriodicCheckpointer, hooks.PeriodicWriter))
         ]
+        if cfg.TEST.AUG.ENABLED:
+            kept.append(hooks.EvalHook(0, self._test_with_TTA_in_the_end))
         if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
             kept.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.BEST_CHECKPOINT_METRIC))
         writers = self.build_writers() if main else []
@@ -111,6 +116,11 @@ class Trainer(DefaultTrainer):
             MetricsWriter(os.path.join(folder, "metrics.json"), self.max_iter),
             TensorboardXWriter(folder),
         ]
+
+    def _test_with_TTA_in_the_end(self) -> dict:
+        results = self.test_with_TTA(self.cfg, self.model)
+        merge_results(self._last_eval_results, results)  # for TEST.EXPECTED_RESULTS
+        return results
 
     def state_dict(self) -> dict:
         # Not DefaultTrainer's: 0.5 leaves out the optimiser and the grad-scaler.
@@ -168,5 +178,51 @@ class Trainer(DefaultTrainer):
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
-        return SemSegEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR)
+    def build_evaluator(cls, cfg, dataset_name, folder: str = ""):
+        """The evaluator of one data set, which writes into ``folder`` of OUTPUT_DIR."""
+        several = len(cfg.DATASETS.TEST) > 1
+        return SemSegEvaluator(
+            dataset_name,
+            output_dir=os.path.join(cfg.OUTPUT_DIR, folder, dataset_name if several else ""),
+            boundary_width=cfg.TEST.BOUNDARY_IOU.WIDTH if cfg.TEST.BOUNDARY_IOU.ENABLED else None,
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """Detectron2's evaluation on DATASETS.TEST at a single scale, with TEST.SLIDING."""
+        return super().test(cfg, with_sliding_window(cfg, model), evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg, model) -> OrderedDict:
+        """Evaluation at several scales, with TEST.AUG and TEST.SLIDING.
+
+        It takes some ten times as long as :meth:`test`. As in detectron2's projects, it is done
+        after the last iteration and by ``--eval-only`` when TEST.AUG.ENABLED, beside the evaluation
+        at a single scale; what is written goes into OUTPUT_DIR/inference_TTA.
+
+        Returns:
+            results like :meth:`test`'s, under "sem_seg_TTA".
+        """
+        model = with_sliding_window(cfg, model)
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            found = inference_on_dataset(
+                with_test_time_augmentation(cfg, model, name),
+                cls.build_test_loader(cfg, name),
+                cls.build_evaluator(cfg, name, "inference_TTA"),
+            )
+            results[name] = OrderedDict((f"{k}_TTA", v) for k, v in found.items())
+            if comm.is_main_process():
+                print_csv_format(results[name])
+        return results[name] if len(results) == 1 else results
+
+
+def merge_results(results: dict, more: dict) -> None:
+    """Add tasks to the results of a test; with several data sets they are one level further down.
+
+    Args:
+        results: of :meth:`Trainer.test`; changed in place.
+        more: of :meth:`Trainer.test_with_TTA`.
+    """
+    for key, value in more.items():
+        results[key] = {**results.get(key, {}), **value}

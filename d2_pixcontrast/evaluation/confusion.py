@@ -24,7 +24,7 @@ class ConfusionCounter:
 
         Args:
             labels: integer class ids and ignore values, of any shape, on the counter's device.
-            predictions: integer class ids, of the same shape.
+            predictions: integer class ids, of the same shape. Both are read as 32-bit numbers.
 
         Raises:
             ValueError: the shapes differ.
@@ -33,12 +33,13 @@ class ConfusionCounter:
             shapes = f"{tuple(labels.shape)} and {tuple(predictions.shape)}"
             raise ValueError(f"labels and predictions have different shapes: {shapes}")
         classes = self.num_classes
-        labels, predictions = labels.reshape(-1).long(), predictions.reshape(-1).long()
+        # Half as much memory to walk through as 64-bit.
+        labels, predictions = labels.reshape(-1).int(), predictions.reshape(-1).int()
         known = (labels >= 0) & (labels < classes) & (predictions >= 0) & (predictions < classes)
         index = torch.where(known, labels * classes + predictions, classes**2 + 1)
         index = torch.where(labels == self.ignore_value, classes**2, index)
         if index.is_cuda:  # bincount would ask the GPU for the largest index, and wait for it
-            self.counts.index_add_(0, index, torch.ones_like(index))
+            self.counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int64))
         else:
             self.counts += torch.bincount(index, minlength=self.counts.numel())
 

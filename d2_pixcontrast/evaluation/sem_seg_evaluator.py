@@ -13,16 +13,18 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from .boundary_iou import BoundaryCounter
+from .class_map import class_map
 from .confusion import ConfusionCounter, scores
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "sem_seg_evaluation.json"
-SUMMARY_KEYS = ("mIoU", "fwIoU", "mACC", "pACC")
+SUMMARY_KEYS = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU")
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """mIoU, fwIoU, mACC, pACC and each class's IoU and accuracy over a data set.
+    """mIoU, fwIoU, mACC, pACC and each class's IoU and accuracy over a data set; boundary IoU, too.
 
     IoU of a class is TP / (TP + FP + FN), counted over all pixels of the data set whose label is
     not the ignore value. mIoU is the mean over the classes that occur in the ground truth or in
@@ -30,12 +32,19 @@ class SemSegEvaluator(DatasetEvaluator):
     (null in the JSON file) and is left out. mACC is the mean over the classes in the ground truth.
     (:func:`~d2_pixcontrast.evaluation.scores` has all definitions. Detectron2's own evaluator is
     not used because 0.5 and main disagree on what a class absent from the ground truth does.)
+    mBIoU and each class's boundary IoU are defined in
+    :class:`~d2_pixcontrast.evaluation.BoundaryCounter`.
 
     Pixels are counted on the model's device; nothing waits for it before :meth:`evaluate`.
     """
 
     def __init__(
-        self, dataset_name: str, output_dir: str | None = None, *, distributed: bool = True
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        distributed: bool = True,
+        boundary_width: float | None = None,
     ):
         """
         Args:
@@ -43,9 +52,11 @@ class SemSegEvaluator(DatasetEvaluator):
                 ``ignore_label``.
             output_dir: where ``sem_seg_evaluation.json`` is written; None = nowhere.
             distributed: add up the counts of all processes; otherwise each scores its own images.
+            boundary_width: of the regions that boundary IoU looks at, below 1 as a share of the
+                image's diagonal, from 1 on in pixels; None = no boundary IoU.
 
         Raises:
-            ValueError: the metadata lacks one of the two.
+            ValueError: the metadata lacks one of the two, or the width is none.
         """
         metadata = MetadataCatalog.get(dataset_name)
         missing = [key for key in ("stuff_classes", "ignore_label") if not hasattr(metadata, key)]
@@ -56,11 +67,13 @@ class SemSegEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._class_names = list(metadata.stuff_classes)
         self._ignore_value = int(metadata.ignore_label)
+        self._boundary_width = boundary_width
+        self._new_counters("cpu")  # refuses a width that is none
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
-        self._counter = None  # made on the device of the first prediction
+        self._counters = None  # made on the device of the first prediction
         self._num_images = 0
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -79,10 +92,12 @@ class SemSegEvaluator(DatasetEvaluator):
             logits = output["sem_seg"].detach()
             label = self._label(image)
             self._check(image, label, logits)
-            if self._counter is None:
-                self._counter = self._new_counter(logits.device)
+            if self._counters is None:
+                self._counters = self._new_counters(logits.device)
             label = label.to(logits.device, non_blocking=True)
-            self._counter.update(label, logits.argmax(dim=0))
+            prediction = class_map(logits)
+            for counter in self._counters:
+                counter.update(label, prediction)
             self._num_images += 1
 
     def evaluate(self) -> OrderedDict | None:
@@ -94,20 +109,24 @@ class SemSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: a label was neither a class nor the ignore value (on all processes).
         """
-        counter = self._counter or self._new_counter("cpu")
-        counter.counts = counter.counts.cpu()
+        counters = self._counters or self._new_counters("cpu")
         num_images = self._num_images
+        for counter in counters:
+            counter.counts = counter.counts.cpu()
         if self._distributed:  # over gloo whatever the backend is: CPU tensors will do
-            parts = comm.all_gather((counter.counts, num_images))
-            counter.counts = torch.stack([counts for counts, _ in parts]).sum(dim=0)
+            parts = comm.all_gather(([counter.counts for counter in counters], num_images))
             num_images = sum(number for _, number in parts)
-        confusion = counter.matrix()
+            for index, counter in enumerate(counters):
+                counter.counts = torch.stack([counts[index] for counts, _ in parts]).sum(dim=0)
+        confusion = counters[0].matrix()
         if self._distributed and not comm.is_main_process():
             return None
 
         if num_images == 0:
             logger.warning("%s: no image was evaluated, all scores are NaN", self._dataset_name)
         results = scores(confusion, self._class_names)
+        for counter in counters[1:]:
+            results |= counter.scores(self._class_names)
         if self._output_dir:
             self._write(results, confusion, num_images)
         logger.info(
@@ -115,8 +134,13 @@ class SemSegEvaluator(DatasetEvaluator):
         )
         return OrderedDict(sem_seg=results)
 
-    def _new_counter(self, device: torch.device | str) -> ConfusionCounter:
-        return ConfusionCounter(len(self._class_names), self._ignore_value, device)
+    def _new_counters(self, device: torch.device | str) -> list[ConfusionCounter | BoundaryCounter]:
+        """Confusion matrix first."""
+        classes, void, width = len(self._class_names), self._ignore_value, self._boundary_width
+        counters = [ConfusionCounter(classes, void, device)]
+        if width is not None:
+            counters.append(BoundaryCounter(classes, void, width, device))
+        return counters
 
     def _label(self, image: dict) -> torch.Tensor:
         """The (H, W) label; checked by the data loader's worker, or else read and checked here."""
@@ -147,6 +171,7 @@ class SemSegEvaluator(DatasetEvaluator):
         content = {
             "dataset": self._dataset_name,
             "num_images": num_images,
+            "boundary_width": self._boundary_width,
             "sem_seg": {key: None if math.isnan(x) else x for key, x in results.items()},
             "class_names": self._class_names,
             # Rows are the ground truth, columns the predictions; pixels.
@@ -157,11 +182,16 @@ class SemSegEvaluator(DatasetEvaluator):
             json.dump(content, file, indent=1, allow_nan=False)
 
     def _table(self, results: dict[str, float]) -> str:
-        rows = [
-            [name, results[f"IoU-{name}"], results[f"ACC-{name}"]] for name in self._class_names
+        kinds = [
+            kind for kind in ("IoU", "ACC", "BIoU") if f"{kind}-{self._class_names[0]}" in results
         ]
-        classes = tabulate(rows, headers=["class", "IoU", "ACC"], floatfmt=".2f", tablefmt="pipe")
-        summary = [[results[key] for key in SUMMARY_KEYS]]
-        return f"{classes}\n\n" + tabulate(
-            summary, headers=SUMMARY_KEYS, floatfmt=".2f", tablefmt="pipe"
+        rows = [
+            [name, *(results[f"{kind}-{name}"] for kind in kinds)] for name in self._class_names
+        ]
+        style = {"floatfmt": ".2f", "tablefmt": "pipe"}
+        summary = {key: results[key] for key in SUMMARY_KEYS if key in results}
+        return (
+            tabulate(rows, headers=["class", *kinds], **style)
+            + "\n\n"
+            + tabulate([list(summary.values())], headers=list(summary), **style)
         )

@@ -2,7 +2,7 @@
 
 from .. import compat  # noqa: F401  (first: a missing detectron2 gets one clear message)
 from .colors import VOID_COLOR, class_colors, colorize
-from .overlay import legend, overlay
+from .overlay import label_overlay, legend, legend_of, overlay
 from .page import RunResult, Sample
 from .pixel_sample import PixelSample, sample_embeddings
 from .report import write_report
@@ -16,7 +16,9 @@ __all__ = [
     "Sample",
     "class_colors",
     "colorize",
+    "label_overlay",
     "legend",
+    "legend_of",
     "overlay",
     "project",
     "sample_embeddings",

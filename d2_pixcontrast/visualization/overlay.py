@@ -42,6 +42,16 @@ def overlay(
     return (grey * (1 - share) + color * share).round().astype(np.uint8)
 
 
+def label_overlay(
+    image: np.ndarray, ids: np.ndarray, colors: np.ndarray, *, scale: int = 1
+) -> np.ndarray:
+    """As :func:`overlay`, with pixels that have no class hatched."""
+    picture = overlay(image, ids, colors, scale=scale)
+    void = class_index(ids, len(colors)) == len(colors)
+    period = max(10, round(len(picture) / 30))  # as many stripes in a picture of any size
+    return hatch(picture, void.repeat(scale, axis=0).repeat(scale, axis=1), period)
+
+
 def boundaries(ids: np.ndarray) -> np.ndarray:
     """(H, W) bool: pixels with a pixel of another id above, below, left or right of them."""
     edge = np.zeros(ids.shape, dtype=bool)
@@ -51,6 +61,22 @@ def boundaries(ids: np.ndarray) -> np.ndarray:
     edge[:, 1:] |= horizontal
     edge[:, :-1] |= horizontal
     return edge
+
+
+def hatch(picture: np.ndarray, region: np.ndarray, period: int = 10) -> np.ndarray:
+    """Diagonal stripes over a region, for pixels that have no class.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        region: (H, W) bool.
+        period: of the stripes, in pixels along a row.
+
+    Returns:
+        a new (H, W, 3) uint8.
+    """
+    rows, columns = np.indices(region.shape, sparse=True)
+    stripe = (rows + columns) % period < period * 0.3
+    return np.where((region & stripe)[..., None], np.uint8(70), picture)
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
@@ -93,3 +119,19 @@ def legend(names: list[str], colors: np.ndarray, *, width: int, font_size: int =
         text = (x + 1.5 * font_size, y + line / 2)
         draw.text(text, name, fill="black", font=font, anchor="lm")
     return np.asarray(canvas)
+
+
+def legend_of(maps: list[np.ndarray], names: list[str], colors: np.ndarray, *, width: int):
+    """The legend of the classes that occur in some maps, and of the pixels that have none.
+
+    Args:
+        maps: integers of any shape; whatever is outside 0..C-1 has no class.
+        names, colors, width: as for :func:`legend`.
+
+    Returns:
+        (h, width, 3) uint8.
+    """
+    found = np.unique(np.concatenate([np.unique(class_index(ids, len(names))) for ids in maps]))
+    table = np.vstack([colors, VOID_COLOR]).astype(np.uint8)
+    names = [*names, "not labelled (hatched)"]
+    return legend([names[index] for index in found], table[found], width=width)

@@ -67,6 +67,19 @@ def test_test_image_as_it_is(cfg, sample):
     np.testing.assert_array_equal(out["image"].permute(1, 2, 0).numpy(), expected[..., ::-1])
 
 
+def test_the_original_is_kept_for_other_scales(cfg, sample):
+    cfg.INPUT.MIN_SIZE_TEST, cfg.TEST.AUG.ENABLED = 20, True
+    out = SemSegMapper(cfg, is_train=False)(sample)
+    original = np.asarray(Image.open(sample["file_name"]))
+    np.testing.assert_array_equal(out["original_image"].permute(1, 2, 0).numpy(), original)
+    from_array = SemSegMapper(cfg, is_train=False).test_image(original)
+    assert all(torch.equal(from_array[key], out[key]) for key in ("image", "original_image"))
+    for key, value in (("INPUT.MIN_SIZE_TEST", 40), ("TEST.AUG.ENABLED", False)):
+        cfg.merge_from_list([key, value])
+        assert "original_image" not in SemSegMapper(cfg, is_train=False)(sample)
+        cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 20])
+
+
 def test_test_sample_without_label(cfg, sample):
     del sample["sem_seg_file_name"]
     assert "label" not in SemSegMapper(cfg, is_train=False)(sample)

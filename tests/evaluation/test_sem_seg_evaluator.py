@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from d2_pixcontrast.compat import launch
-from d2_pixcontrast.evaluation import SemSegEvaluator, confusion_matrix, scores
+from d2_pixcontrast.evaluation import BoundaryCounter, SemSegEvaluator, confusion_matrix, scores
 
 NAMES = ["road", "tree", "sky", "never"]
 IGNORE = 255
@@ -146,10 +146,29 @@ def test_metadata_must_be_complete():
         SemSegEvaluator(f"nothing_{uuid.uuid4().hex}")
 
 
+def test_boundary_iou_is_in_results_json_and_table(dataset, tmp_path, caplog):
+    inputs, outputs = examples()
+    evaluator = SemSegEvaluator(dataset, str(tmp_path), boundary_width=1)
+    evaluator.process(inputs, outputs)
+    with caplog.at_level("INFO", logger="d2_pixcontrast"):
+        results = evaluator.evaluate()["sem_seg"]
+    counter = BoundaryCounter(4, IGNORE, 1)
+    for image, output in zip(inputs, outputs):
+        counter.update(image["label"], output["sem_seg"].argmax(0))
+    expected = counter.scores(NAMES)
+    assert {key: results[key] for key in expected} == pytest.approx(expected, nan_ok=True)
+    written = json.loads((tmp_path / "sem_seg_evaluation.json").read_text())
+    assert written["boundary_width"] == 1 and written["sem_seg"]["mBIoU"] == results["mBIoU"]
+    assert set(written["sem_seg"]) == set(results)
+    assert f"{results['BIoU-tree']:.2f}" in caplog.text and "mBIoU" in caplog.text
+    with pytest.raises(ValueError, match="TEST.BOUNDARY_IOU.WIDTH"):
+        SemSegEvaluator(dataset, boundary_width=-1)
+
+
 def evaluate_share(folder, number):
     register("evaluator_two_ranks")
     inputs, outputs = examples(number)
-    evaluator = SemSegEvaluator("evaluator_two_ranks", folder)
+    evaluator = SemSegEvaluator("evaluator_two_ranks", folder, boundary_width=1)
     share = slice(comm.get_rank(), None, 2)
     evaluator.process(inputs[share], outputs[share])
     results = evaluator.evaluate()
@@ -164,3 +183,7 @@ def test_two_ranks_equal_one_process(number, tmp_path):
     assert written["confusion_matrix"] == confusion.tolist()
     assert written["num_images"] == number
     assert written["sem_seg"]["mIoU"] == expected["mIoU"]
+    counter = BoundaryCounter(4, IGNORE, 1)
+    for image, output in zip(*examples(number)):
+        counter.update(image["label"], output["sem_seg"].argmax(0))
+    assert written["sem_seg"]["mBIoU"] == counter.scores()["mBIoU"]

@@ -1,0 +1,6 @@
+"""Predictions for any image: the parts of ``python -m d2_pixcontrast.predict``."""
+
+from .inputs import InputImage, find_inputs
+from .predictor import Prediction, Predictor
+
+__all__ = ["InputImage", "Prediction", "Predictor", "find_inputs"]
