@@ -73,7 +73,7 @@ def complete_folders(cfg: CN, options: list[str] | None = None) -> None:
         node = sem_seg_folder_node()
         try:
             node.merge_from_other_cfg(CN(folders.get(name, {})))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, AttributeError) as error:  # the last one: no mapping at all
             text = error.args[0] if error.args else error
             raise ValueError(f"{prefix}{name}: {text}; its keys are {', '.join(node)}") from error
         folders[name] = node
