@@ -5,7 +5,8 @@ Both read, scale by 0.5 to 2, crop 512x1024, flip and jitter the colours of ever
 that is there, on one thread, and hand out the tensors that a model takes. Detectron2's mapper gets
 its own augmentations of this kind: ResizeScale, RandomCrop, RandomFlip and PointRend's
 ColorAugSSDTransform; ours jitters by the same amounts. The mappers alternate image by image, so
-that whatever else the machine does hits both alike; ``time_ratio`` is that of the mean times.
+that whatever else the machine does hits both alike. Times are processor time, which waiting for
+other programs is no part of; ``time_ratio`` is that of the means.
 
 Example::
 
@@ -84,9 +85,9 @@ def compare(samples: list[dict], rounds: int) -> dict:
         for index, sample in enumerate(samples):
             for name, mapper in mappers.items():
                 with seeded(number, index):
-                    start = time.perf_counter()
+                    start = time.process_time()
                     out = mapper(sample)
-                    taken = time.perf_counter() - start
+                    taken = time.process_time() - start
                 if out["image"].shape[1:] != CROP or out["sem_seg"].shape != CROP:
                     raise RuntimeError(f"{name} made {tuple(out['image'].shape)} of {sample}")
                 if number:  # the first round warms up
