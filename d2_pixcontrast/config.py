@@ -13,6 +13,7 @@ def add_pixcontrast_config(cfg: CN) -> None:
     semantic segmentation wants something else; each of these lines says so.
     """
     add_deeplab_config(cfg)
+    _add_datasets(cfg)
     _add_input(cfg)
     _add_model(cfg)
     _add_pixel_contrast(cfg)
@@ -37,6 +38,55 @@ def inference_config(cfg: CN) -> CN:
     head.TERMS = []
     head.AUX.IN_FEATURES = []
     return cfg
+
+
+def sem_seg_folder_node() -> CN:
+    """The keys of one dataset in DATASETS.SEM_SEG_FOLDERS."""
+    node = CN()
+    node.IMAGES = ""  # folder of the images
+    node.LABELS = ""  # folder of the labels: images of class ids, grey or palette
+    # Names of the ids 0..C-1, or a text file with one per line; R G B may follow each name there.
+    node.CLASSES = None
+    node.COLORS = []  # (R, G, B) of each class; [] = those of the file, else made up
+    node.IGNORE_VALUE = 255  # id of pixels without label
+    # Ends of the file names that an image and its label do not share, "_rgb.jpg" and "_mask.png";
+    # "" = the extension, of any usual image format.
+    node.IMAGE_SUFFIX = ""
+    node.LABEL_SUFFIX = ""
+    node.FLIP_PAIRS = []  # pairs of ids that change places when an image is mirrored
+    return node
+
+
+def complete_folders(cfg: CN, options: list[str] | None = None) -> None:
+    """Give every dataset in DATASETS.SEM_SEG_FOLDERS all of its keys, and those of new ones.
+
+    To be called between the merges of file and command line, which only knows keys that exist.
+
+    Args:
+        cfg: changed in place.
+        options: KEY VALUE pairs that are to be merged; the datasets that they name are added.
+
+    Raises:
+        KeyError, ValueError: a key or value that does not belong there.
+    """
+    folders = cfg.DATASETS.SEM_SEG_FOLDERS
+    prefix = "DATASETS.SEM_SEG_FOLDERS."
+    named = [
+        key[len(prefix) :].split(".")[0] for key in (options or [])[::2] if key.startswith(prefix)
+    ]
+    for name in dict.fromkeys((*folders, *named)):
+        node = sem_seg_folder_node()
+        try:
+            node.merge_from_other_cfg(CN(folders.get(name, {})))
+        except (KeyError, ValueError, AttributeError) as error:  # the last one: no mapping at all
+            text = error.args[0] if error.args else error
+            raise ValueError(f"{prefix}{name}: {text}; its keys are {', '.join(node)}") from error
+        folders[name] = node
+
+
+def _add_datasets(cfg: CN) -> None:
+    # One's own datasets: a name for DATASETS.TRAIN and TEST, and below it sem_seg_folder_node().
+    cfg.DATASETS.SEM_SEG_FOLDERS = CN(new_allowed=True)
 
 
 def _add_input(cfg: CN) -> None:

@@ -6,6 +6,7 @@ from . import datasets  # noqa: F401  registers them
 from .augmentation import ColorJitter, PadToSize, RandomScaleCrop, build_augmentations
 from .build import TrainLoader, build_test_loader, build_train_loader
 from .check import check_datasets
+from .datasets import register_folders_of, register_sem_seg_folder
 from .labels import DataError, read_image, read_label
 from .mapper import SemSegMapper
 
@@ -22,4 +23,6 @@ __all__ = [
     "check_datasets",
     "read_image",
     "read_label",
+    "register_folders_of",
+    "register_sem_seg_folder",
 ]

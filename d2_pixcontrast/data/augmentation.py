@@ -82,18 +82,26 @@ class RandomScaleCrop(T.Augmentation):
         super().__init__()
         self._init(locals())
 
-    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> RegionTransform:
-        height, width = image.shape[:2]
+    @property
+    def looks_at_labels(self) -> bool:
+        """Whether the crop depends on more than the image's size."""
+        return self.max_category_area < 1
+
+    def draw(self, height: int, width: int, sem_seg: np.ndarray | None = None) -> RegionTransform:
+        """A crop of an image of this size, and of these labels (height, width) if it matters."""
         scale = self._rand_range(*self.scale_range)
         if self.base_short_edge > 0:
             scale *= self.base_short_edge / min(height, width)
         for _ in range(self.TRIES):
             transform = self._random_region(height, width, scale)
-            if self.max_category_area >= 1 or sem_seg is None:
+            if not self.looks_at_labels or sem_seg is None:
                 break
             if self._is_varied(transform.apply_segmentation(sem_seg)):
                 break
         return transform
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> RegionTransform:
+        return self.draw(*image.shape[:2], sem_seg)
 
     def _random_region(self, height: int, width: int, scale: float) -> RegionTransform:
         crop_height, crop_width = self.crop_size or (None, None)

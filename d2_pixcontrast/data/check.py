@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .datasets import builtin
 from .labels import DataError
 
-__all__ = ["check_datasets"]
+__all__ = ["check_datasets", "check_registered"]
 
 
 def check_datasets(cfg, *, train: bool = True) -> None:
@@ -25,7 +25,7 @@ def check_datasets(cfg, *, train: bool = True) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     names = [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]
     for name in dict.fromkeys(names):
-        _check_registered(name)
+        check_registered(name)
         metadata = MetadataCatalog.get(name)
         _check_equal(
             name,
@@ -48,7 +48,8 @@ def _load(name: str) -> list[dict]:
         raise DataError(f"dataset {name} cannot be loaded: {error}") from error
 
 
-def _check_registered(name: str) -> None:
+def check_registered(name: str) -> None:
+    """Raise DataError, with names that are like it, unless detectron2 knows this dataset."""
     known = DatasetCatalog.list()
     if name in known:
         return

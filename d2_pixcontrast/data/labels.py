@@ -1,11 +1,13 @@
 """Reading images and labels: ids exactly as stored, and errors that name the file."""
 
+import io
+
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .decode import decode_rgb
+from .decode import decode_grey, decode_rgb
 
 __all__ = ["DataError", "check_label", "check_same_size", "read_image", "read_label"]
 
@@ -19,7 +21,7 @@ class DataError(ValueError):
     """Input data that cannot be used. The message names the file and what is wrong with it."""
 
 
-def read_label(path: str) -> np.ndarray:
+def read_label(path: str, *, compact: bool = False) -> np.ndarray:
     """Read a label file.
 
     Palette files give the indices, not the colours; 1 to 8-bit, 16-bit and 32-bit grey files give
@@ -27,31 +29,43 @@ def read_label(path: str) -> np.ndarray:
 
     Args:
         path: an image file, local or known to detectron2's path manager.
+        compact: leave the ids of files of up to 8 bits in 8 bits, which is quicker.
 
     Returns:
-        int32 array (H, W).
+        array (H, W), int32, or uint8 where ``compact`` allows it.
 
     Raises:
         DataError: the file is missing, cannot be decoded, or has several channels.
     """
-    with _naming("label", path), PathManager.open(path, "rb") as file:
-        image = Image.open(file)
-        stretched = _STRETCHED.get(_raw_mode(image), 1)
-        label = np.asarray(image)
+    with _naming("label", path):
+        with PathManager.open(path, "rb") as file:
+            data = file.read()
+        label = decode_grey(data)
+        if label is None:
+            label = _decode_ids(data, path)
+    return label if compact and label.dtype == np.uint8 else label.astype(np.int32)
+
+
+def _decode_ids(data: bytes, path: str) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    stretched = _STRETCHED.get(_raw_mode(image), 1)
+    label = np.asarray(image)
     if image.mode not in _ID_MODES:
         raise DataError(
             f"label {path} has mode {image.mode}, but a label stores one class id per pixel "
             "(palette or grey); convert its colours to ids first"
         )
-    return label.astype(np.int32) // stretched if stretched > 1 else label.astype(np.int32)
+    return label // label.dtype.type(stretched) if stretched > 1 else label
 
 
-def read_image(path: str, format: str) -> np.ndarray:
+def read_image(path: str, format: str, rows: int | None = None) -> np.ndarray:
     """Read an image as :func:`detectron2.data.detection_utils.read_image` does (EXIF included).
 
     Args:
         path: an image file, local or known to detectron2's path manager.
         format: order of the channels, "RGB" or "BGR".
+        rows: how many rows from the top are needed, which may save time: others may come out
+            black, and damage to them unnoticed. None = all.
 
     Returns:
         uint8 array (H, W, 3).
@@ -61,7 +75,7 @@ def read_image(path: str, format: str) -> np.ndarray:
     """
     with _naming("image", path):
         with PathManager.open(path, "rb") as file:
-            image = decode_rgb(file.read())
+            image = decode_rgb(file.read(), rows)
         if image is None:
             return detection_utils.read_image(path, format)
         return image[:, :, ::-1] if format == "BGR" else image

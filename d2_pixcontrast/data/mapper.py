@@ -8,9 +8,9 @@ from detectron2.config import configurable
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import check_image_size
 
-from .augmentation import build_augmentations
+from .augmentation import RandomScaleCrop, build_augmentations
 from .labels import check_label, check_same_size, read_image, read_label
-from .resample import resize_shortest_edge
+from .resample import RegionTransform, resize_shortest_edge
 
 __all__ = ["SemSegMapper"]
 
@@ -53,7 +53,7 @@ class SemSegMapper:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f'INPUT.FORMAT is "{image_format}"; it can be "RGB" or "BGR"')
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
+        self.augmentations = list(augmentations)
         self.image_format = image_format
         self.num_classes = num_classes
         self.ignore_value = ignore_value
@@ -90,12 +90,17 @@ class SemSegMapper:
             DataError: a file cannot be read, a label is out of range or not of the image's size.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = read_image(dataset_dict["file_name"], self.image_format)
-        label = self._read_label(dataset_dict, image)
+        label = self._read_label(dataset_dict)
+        region = self._draw_region(label) if self.is_train else None
+        rows = None if region is None else region.y + region.height
+        image = read_image(dataset_dict["file_name"], self.image_format, rows)
+        if label is not None:
+            names = dataset_dict["file_name"], dataset_dict["sem_seg_file_name"]
+            check_same_size(image, label, *names)
         check_image_size(dataset_dict, image)  # fills in height and width
         if self.is_train:
             inputs = T.AugInput(image, sem_seg=self._compact(label))
-            self.augmentations(inputs)
+            self._augment(inputs, region)
             dataset_dict["image"] = _chw(inputs.image)
             dataset_dict["sem_seg"] = _int64(inputs.sem_seg)
             return dataset_dict
@@ -121,19 +126,32 @@ class SemSegMapper:
             inputs["original_image"] = _chw(image)
         return inputs
 
-    def _read_label(self, dataset_dict: dict, image: np.ndarray) -> np.ndarray | None:
+    def _draw_region(self, label: np.ndarray) -> RegionTransform | None:
+        """What will be cropped, before the image is read; None where that is not known before."""
+        first = self.augmentations[0] if self.augmentations else None
+        if isinstance(first, RandomScaleCrop) and not first.looks_at_labels:
+            return first.draw(*label.shape)
+        return None
+
+    def _augment(self, inputs: T.AugInput, region: RegionTransform | None) -> None:
+        if region is None:
+            T.AugmentationList(self.augmentations)(inputs)
+            return
+        inputs.transform(region)
+        T.AugmentationList(self.augmentations[1:])(inputs)
+
+    def _read_label(self, dataset_dict: dict) -> np.ndarray | None:
         if not self.is_train and "sem_seg_file_name" not in dataset_dict:
             return None
         path = dataset_dict["sem_seg_file_name"]
-        label = read_label(path)
-        check_same_size(image, label, dataset_dict["file_name"], path)
+        label = read_label(path, compact=True)
         check_label(label, self.num_classes, self.ignore_value, path)
         return label
 
     def _compact(self, label: np.ndarray) -> np.ndarray:
         """8-bit where ids and ignore value fit: detectron2's augmentations expect that."""
         if self.num_classes <= 256 and 0 <= self.ignore_value <= 255:
-            return label.astype(np.uint8)
+            return label.astype(np.uint8, copy=False)
         return label
 
 

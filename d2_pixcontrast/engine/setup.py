@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
-from ..config import add_pixcontrast_config, inference_config
-from ..data import check_datasets
+from ..config import add_pixcontrast_config, complete_folders, inference_config
+from ..data import check_datasets, register_folders_of
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import PREEMPTED
 from .trainer import merge_results
@@ -53,6 +53,8 @@ def default_argument_parser(prog: str = "train_net.py") -> argparse.ArgumentPars
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """The config of a file and of KEY VALUE pairs, not frozen. Only safe YAML is read.
 
+    The datasets of DATASETS.SEM_SEG_FOLDERS are registered.
+
     Raises:
         ValueError: there is no such file, or a key or value does not fit; the message names it.
     """
@@ -63,12 +65,14 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
+        complete_folders(cfg, opts)
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {_text(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
+    register_folders_of(cfg)
     return cfg
 
 
@@ -91,7 +95,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Logging, output folder and seeds of this process: detectron2's ``default_setup``, and a
-    logger for this package beside detectron2's own."""
+    logger for this package beside detectron2's own. Other processes than the first one do not know
+    the config's own datasets yet."""
+    register_folders_of(cfg)
     default_setup(cfg, args)
     setup_logger(
         cfg.OUTPUT_DIR, comm.get_rank(), name="d2_pixcontrast", abbrev_name="d2_pixcontrast"

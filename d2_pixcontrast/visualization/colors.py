@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..data.datasets.builtin import distinct_colors
+from ..data.datasets.colors import distinct_colors
 
 VOID_COLOR = (255, 255, 255)
 

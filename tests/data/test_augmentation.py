@@ -236,3 +236,11 @@ def test_epoch_permutation():
 
 def test_augmentations_can_be_sent_to_workers():
     pickle.loads(pickle.dumps([RandomScaleCrop((2, 2)), PadToSize((2, 2), [0]), ColorJitter()]))
+
+
+@pytest.mark.parametrize("matrix", [None, chroma_matrix(1.3, 20)])
+def test_mirrored_views_get_the_colours_of_their_copies(matrix):
+    mirrored = np.random.RandomState(0).randint(0, 256, (9, 7, 3), np.uint8)[:, ::-1]
+    transform = ColorTransform(10, 1.2, matrix)
+    expected = transform.apply_image(mirrored.copy())
+    np.testing.assert_array_equal(transform.apply_image(mirrored), expected)

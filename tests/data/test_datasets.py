@@ -12,17 +12,12 @@ from PIL import Image
 
 from d2_pixcontrast import add_pixcontrast_config
 from d2_pixcontrast.data import DataError, check_datasets, read_image, read_label
-from d2_pixcontrast.data.datasets import (
-    builtin,
-    camvid,
-    coco_stuff,
-    pascal_context,
-    shapes,
-    shapes_drawing,
-)
+from d2_pixcontrast.data.datasets import builtin, classes, shapes, shapes_drawing, table
 
-IN_FOLDERS = [*camvid.DATASETS, *coco_stuff.DATASETS, *pascal_context.DATASETS]
-OWN = [dataset.name for dataset in (*IN_FOLDERS, *shapes.DATASETS)]
+OWN = [dataset.name for dataset in (*table.DATASETS, *shapes.DATASETS)]
+# Palettes of their authors in which several classes share a colour: how many colours there are.
+SHARED_COLORS = {"ade20k_sem_seg": 149, "mapillary_vistas_sem_seg": 65}
+IGNORED = {"camvid": 11, "mapillary": 65}
 
 
 def _config(train=(), test=(), num_classes=11, ignore_value=11):
@@ -49,15 +44,53 @@ def camvid_root(tmp_path, monkeypatch):
 def test_metadata(name):
     metadata = MetadataCatalog.get(name)
     colors = {tuple(color) for color in metadata.stuff_colors}
-    assert len(metadata.stuff_classes) == len(set(metadata.stuff_classes)) == len(colors)
+    count = len(metadata.stuff_classes)
+    assert len(set(metadata.stuff_classes)) == len(metadata.stuff_colors) == count
+    assert len(colors) == SHARED_COLORS.get(name.rpartition("_")[0], count)
     assert all(len(color) == 3 for color in metadata.stuff_colors)
     assert all(0 <= channel <= 255 for color in metadata.stuff_colors for channel in color)
-    assert metadata.ignore_label == {"camvid": 11}.get(name.split("_")[0], 255)
+    assert metadata.ignore_label == IGNORED.get(name.split("_")[0], 255)
     assert name in DatasetCatalog.list()
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "colors"),
+    [
+        ("cityscapes_fine_sem_seg_val", 19, {"road": (128, 64, 128), "bicycle": (119, 11, 32)}),
+        ("ade20k_sem_seg_val", 150, {"sky": (6, 230, 230), "flag": (92, 0, 255)}),
+        ("camvid_sem_seg_val", 11, {"Sky": (128, 128, 128), "Bicyclist": (0, 128, 192)}),
+        ("lip_sem_seg_val", 20, {"Hat": (128, 0, 0), "Right-shoe": (255, 170, 0)}),
+        (
+            "mapillary_vistas_sem_seg_val",
+            65,
+            {"Sky": (70, 130, 180), "Lane Marking - General": 3 * (255,)},
+        ),
+        ("voc_2012_sem_seg_val", 21, {"aeroplane": (128, 0, 0), "tvmonitor": (0, 64, 128)}),
+        ("pascal_context_59_sem_seg_val", 59, {}),
+        ("pascal_context_60_sem_seg_val", 60, {}),
+        ("coco_2017_test_stuff_10k_sem_seg", 171, {}),
+        ("coco_2017_val_stuff_164k_sem_seg", 171, {}),
+        ("coco_2017_val_panoptic_stuffonly", 54, {}),
+    ],
+)
+def test_classes_and_colors_of_the_promised_datasets(name, count, colors):
+    metadata = MetadataCatalog.get(name)
+    assert len(metadata.stuff_classes) == count
+    palette = dict(zip(metadata.stuff_classes, map(tuple, metadata.stuff_colors)))
+    assert {label: palette[label] for label in colors} == colors
+
+
+def test_left_and_right_of_lip_change_places():
+    metadata = MetadataCatalog.get("lip_sem_seg_val")
+    names = metadata.stuff_classes
+    assert len(metadata.flip_pairs) == sum("Left" in name for name in names) == 3
+    for left, right in metadata.flip_pairs:
+        assert names[right] == names[left].replace("Left", "Right") != names[left]
+    assert MetadataCatalog.get("camvid_sem_seg_val").flip_pairs == []
+
+
 def test_pascal_context_classes():
-    names, ids = pascal_context.CLASSES, pascal_context.TRAIN_IDS
+    names, ids = classes.PASCAL_CONTEXT, classes.PASCAL_CONTEXT_TRAIN_IDS
     assert len(names) == len(ids) == 59 and list(names) == sorted(names)
     assert list(ids) == sorted(ids) and list(ids.values()) == list(range(59))
     # The ends, and some of the classes whose places in other lists of names differ.
@@ -66,8 +99,9 @@ def test_pascal_context_classes():
 
 
 def test_coco_stuff_classes():
-    names, ids = coco_stuff.CLASSES, coco_stuff.TRAIN_IDS
-    assert len(coco_stuff.NAMES) == 182 and set(coco_stuff.NAMES) > coco_stuff.UNUSED
+    names, ids = classes.COCO_STUFF, classes.COCO_STUFF_TRAIN_IDS
+    assert len(classes.COCO_STUFF_NAMES) == 182
+    assert set(classes.COCO_STUFF_NAMES) > classes.COCO_STUFF_UNUSED
     assert len(names) == len(ids) == 171 and list(ids.values()) == list(range(171))
     # By the numbers of the list of names, which counts from 1.
     anchors = {1: "person", 13: "stop sign", 90: "toothbrush", 92: "banner", 182: "wood"}
@@ -76,7 +110,15 @@ def test_coco_stuff_classes():
     assert 11 not in ids and 90 not in ids  # street sign, hair brush
 
 
-@pytest.mark.parametrize("dataset", IN_FOLDERS, ids=lambda dataset: dataset.name)
+def test_cityscapes_train_ids():
+    names = MetadataCatalog.get("cityscapes_fine_sem_seg_val").stuff_classes
+    ids = classes.CITYSCAPES_TRAIN_IDS
+    assert sorted(ids) == list(ids) and list(ids.values()) == list(range(19))
+    anchors = {7: "road", 11: "building", 17: "pole", 23: "sky", 26: "car", 33: "bicycle"}
+    assert {number: names[ids[number]] for number in anchors} == anchors
+
+
+@pytest.mark.parametrize("dataset", table.DATASETS, ids=lambda dataset: dataset.name)
 def test_loading_from_a_tree_as_described(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     # The message says which folders are expected: those that are read.
@@ -90,6 +132,10 @@ def test_loading_from_a_tree_as_described(dataset, tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("b", "a"):
             Image.new("L", (4, 3)).save(tmp_path / folder / f"{name}{suffix}")
+    if dataset.split_file:
+        (tmp_path / dataset.split_file).parent.mkdir(parents=True)
+        (tmp_path / dataset.split_file).write_text("b\na\n")
+        assert os.path.relpath(dataset.split_file, "VOCdevkit/VOC2012") in dataset.origin
     assert [record["image_id"] for record in DatasetCatalog.get(dataset.name)] == ["a", "b"]
     check_datasets(
         _config(
@@ -124,10 +170,10 @@ def test_coco_stuffonly_is_checked(tmp_path, monkeypatch):
     monkeypatch.setitem(metadata.__dict__, "sem_seg_root", str(labels))
     config = _config(test=[name], num_classes=54, ignore_value=255)
     Image.new("L", (4, 3)).save(images / "a.jpg")
-    with pytest.raises(DataError, match="prepare_panoptic_fpn"):
+    with pytest.raises(DataError, match="prepare_coco_panoptic_stuffonly"):
         check_datasets(config)
     Image.new("L", (4, 3)).save(labels / "b.png")
-    with pytest.raises(DataError, match=r"1 file is missing: .*a\.png"):
+    with pytest.raises(DataError, match=r"2 files are missing: .*a\.png, .*b\.jpg"):
         check_datasets(config)
 
 
@@ -225,7 +271,7 @@ def test_cityscapes_without_train_ids_says_how_to_make_them(tmp_path, monkeypatc
     Image.new("L", (4, 3)).save(tmp_path / "images" / "city" / "a_leftImg8bit.png")
     monkeypatch.setitem(metadata.__dict__, "image_dir", str(tmp_path / "images"))
     monkeypatch.setitem(metadata.__dict__, "gt_dir", str(tmp_path / "labels"))
-    with pytest.raises(DataError, match="createTrainIdLabelImgs"):
+    with pytest.raises(DataError, match="prepare_cityscapes.py"):
         check_datasets(
             _config(test=["cityscapes_fine_sem_seg_val"], num_classes=19, ignore_value=255)
         )
@@ -311,4 +357,4 @@ def test_real_coco_stuff_maps_have_known_ids_only():
         pytest.skip("DETECTRON2_DATASETS does not name a folder with coco/stuffthingmaps")
     paths = [os.path.join(root, file) for root, _, files in os.walk(folder) for file in files]
     found = {int(label) for path in paths for label in np.unique(read_label(path))}
-    assert len(found) > 20 and found <= {*coco_stuff.TRAIN_IDS, 255}
+    assert len(found) > 20 and found <= {*classes.COCO_STUFF_TRAIN_IDS, 255}

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..labels import DataError
+from .colors import Color
+from .pairing import match_files
 
-__all__ = ["SemSegDataset", "match_files", "register"]
+__all__ = ["ROOT_HINT", "SemSegDataset", "register", "registered"]
+
+ROOT_HINT = "The environment variable DETECTRON2_DATASETS names the folder of all datasets."
+
+_REGISTERED: dict[str, "SemSegDataset"] = {}
 
 
 @dataclass(frozen=True)
@@ -17,13 +23,18 @@ class SemSegDataset:
     Attributes:
         name: under which it is registered.
         image_dir, label_dir: folders below ``$DETECTRON2_DATASETS`` (default ``./datasets``).
-        image_suffix, label_suffix: what follows the part of the path that a pair has in common.
+        image_suffix, label_suffix: what follows the part of the path that a pair has in common;
+            "" = any usual image extension.
         classes: names of the ids 0..C-1.
         colors: (R, G, B) of each, 0..255.
         ignore_label: id of pixels without label.
         origin: how to get or to prepare it; for the message when it is not there.
         labels_choose: the image folder holds other splits too, and the labels say which images
             are this one's.
+        split_file: the folders hold other splits too, and this list of image ids, below the same
+            folder as the others, says which are this one's; "" = none.
+        flip_pairs: ids that change places when an image is mirrored (left and right arm), for
+            test-time augmentation.
     """
 
     name: str
@@ -32,14 +43,28 @@ class SemSegDataset:
     image_suffix: str
     label_suffix: str
     classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[Color, ...]
     ignore_label: int
     origin: str
     labels_choose: bool = False
+    split_file: str = ""
+    flip_pairs: tuple[tuple[int, int], ...] = ()
 
     def root(self) -> str:
         """The folder that holds the dataset's; read when the dataset is, not at import."""
         return os.getenv("DETECTRON2_DATASETS", "datasets")
+
+    def pairing(self) -> dict:
+        """The arguments of :func:`~.pairing.find_pairs` for this dataset."""
+        root = self.root()
+        return {
+            "image_root": os.path.join(root, self.image_dir),
+            "label_root": os.path.join(root, self.label_dir),
+            "image_suffix": self.image_suffix,
+            "label_suffix": self.label_suffix,
+            "labels_choose": self.labels_choose,
+            "split_file": self.split_file and os.path.join(root, self.split_file),
+        }
 
     def load(self) -> list[dict]:
         """The dataset dicts: "file_name", "sem_seg_file_name", "image_id".
@@ -47,84 +72,44 @@ class SemSegDataset:
         Raises:
             DataError: a folder is missing or empty, or a file has no counterpart.
         """
-        image_root = os.path.join(self.root(), self.image_dir)
-        label_root = os.path.join(self.root(), self.label_dir)
-        suffixes = self.image_suffix, self.label_suffix
-        dicts = match_files(
-            self.name, image_root, label_root, *suffixes, self.origin, self.labels_choose
+        pairing = self.pairing()
+        dicts = match_files(self.name, self.origin, **pairing)
+        _replace(
+            MetadataCatalog.get(self.name),
+            image_root=pairing["image_root"],
+            sem_seg_root=pairing["label_root"],
         )
-        _replace(MetadataCatalog.get(self.name), image_root=image_root, sem_seg_root=label_root)
         return dicts
 
 
 def register(dataset: SemSegDataset) -> None:
-    """Add ``dataset`` to detectron2's catalogs."""
+    """Add ``dataset`` to detectron2's catalogs; once more does no harm.
+
+    Raises:
+        DataError: another dataset has this name.
+    """
+    if dataset.name in DatasetCatalog.list():
+        if _REGISTERED.get(dataset.name) == dataset:
+            return
+        raise DataError(
+            f"there is another dataset {dataset.name} already; choose another name, or first "
+            f"DatasetCatalog.remove({dataset.name!r}) and MetadataCatalog.remove the same"
+        )
     DatasetCatalog.register(dataset.name, dataset.load)
-    MetadataCatalog.get(dataset.name).set(
+    _REGISTERED[dataset.name] = dataset
+    _replace(
+        MetadataCatalog.get(dataset.name),
         stuff_classes=list(dataset.classes),
         stuff_colors=list(dataset.colors),
         ignore_label=dataset.ignore_label,
         evaluator_type="sem_seg",
+        flip_pairs=list(dataset.flip_pairs),
     )
 
 
-def match_files(
-    name: str,
-    image_root: str,
-    label_root: str,
-    image_suffix: str,
-    label_suffix: str,
-    origin: str,
-    labels_choose: bool = False,
-) -> list[dict]:
-    """Pair all images below one folder with all labels below another, subfolders included.
-
-    With ``labels_choose`` images without a label are left out.
-
-    Returns:
-        dicts with "file_name", "sem_seg_file_name" and "image_id", in the order of the latter.
-
-    Raises:
-        DataError: a folder is missing or has no such file, or a file has no counterpart.
-    """
-    images = _ids_below(name, image_root, image_suffix, origin)
-    labels = _ids_below(name, label_root, label_suffix, origin)
-    if labels_choose:
-        images &= labels
-    for there, missing, root, suffix in (
-        (images, labels, label_root, label_suffix),
-        (labels, images, image_root, image_suffix),
-    ):
-        lonely = sorted(there - missing)
-        if lonely:
-            shown = ", ".join(os.path.join(root, file + suffix) for file in lonely[:5])
-            more = f" and {len(lonely) - 5} more" if len(lonely) > 5 else ""
-            files = "1 file is" if len(lonely) == 1 else f"{len(lonely)} files are"
-            raise DataError(f"dataset {name}: {files} missing: {shown}{more}")
-    return [
-        {
-            "file_name": os.path.join(image_root, file + image_suffix),
-            "sem_seg_file_name": os.path.join(label_root, file + label_suffix),
-            "image_id": file,
-        }
-        for file in sorted(images)
-    ]
-
-
-def _ids_below(name: str, root: str, suffix: str, origin: str) -> set[str]:
-    ids = {
-        os.path.relpath(os.path.join(folder, file), root)[: -len(suffix)]
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if file.endswith(suffix) and not file.startswith(".")
-    }
-    if not ids:
-        state = f"has no file *{suffix}" if os.path.isdir(root) else "does not exist"
-        raise DataError(
-            f"dataset {name}: the folder {os.path.abspath(root)} {state}. {origin} "
-            "The environment variable DETECTRON2_DATASETS names the folder of all datasets."
-        )
-    return ids
+def registered(name: str) -> SemSegDataset | None:
+    """What :func:`register` was given under ``name``; None for detectron2's and users' own."""
+    return _REGISTERED.get(name) if name in DatasetCatalog.list() else None
 
 
 def _replace(metadata, **values) -> None:

@@ -1,0 +1,236 @@
+"""One's own folders, by a call and by a config alone."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from d2_pixcontrast.data import DataError, register_sem_seg_folder
+from d2_pixcontrast.data.datasets.folders import read_classes
+from d2_pixcontrast.engine import load_cfg
+
+KEY = "DATASETS.SEM_SEG_FOLDERS"
+
+
+@pytest.fixture(autouse=True)
+def catalogs():
+    """Forget what a test registers."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+def save(path, values=((0, 1), (1, 255))):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(values, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Nested folders, images of several formats."""
+    for name in ("b.jpg", "a.PNG", "sub/b.bmp"):
+        save(tmp_path / "images" / name)
+        save((tmp_path / "labels" / name).with_suffix(".png"))
+    return str(tmp_path / "images"), str(tmp_path / "labels")
+
+
+def test_pairs_by_stem(folders):
+    register_sem_seg_folder("mine", *folders, ["x", "y"], colors=[(1, 2, 3), (4, 5, 6)])
+    dicts = DatasetCatalog.get("mine")
+    assert [record["image_id"] for record in dicts] == ["a", "b", "sub/b"]
+    assert dicts[0]["file_name"].endswith("images/a.PNG")
+    assert dicts[2]["sem_seg_file_name"].endswith("labels/sub/b.png")
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.stuff_classes == ["x", "y"] and metadata.ignore_label == 255
+    assert metadata.stuff_colors == [(1, 2, 3), (4, 5, 6)]
+
+
+def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}_rgb.png"), save(tmp_path / f"{name}_mask.png")
+    folder = str(tmp_path)
+    suffixes = {"image_suffix": "_rgb.png", "label_suffix": "_mask.png"}
+    register_sem_seg_folder("mine", folder, folder, ["x", "y"], **suffixes)
+    assert [record["image_id"] for record in DatasetCatalog.get("mine")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "shown"),
+    [("labels/sub/b.png", r"labels/sub/b\.\*"), ("images/b.jpg", r"images/b\.\*")],
+)
+def test_a_file_without_counterpart_is_named(folders, tmp_path, gone, shown):
+    register_sem_seg_folder("mine", *folders, ["x", "y"])
+    (tmp_path / gone).unlink()
+    with pytest.raises(DataError, match=f"dataset mine: 1 file is missing: .*{shown}$"):
+        DatasetCatalog.get("mine")
+
+
+def test_two_files_of_one_name_are_refused(folders, tmp_path):
+    save(tmp_path / "images" / "b.png")
+    register_sem_seg_folder("mine", *folders, ["x", "y"])
+    with pytest.raises(DataError, match=r"b\..* and .*b\..* differ in nothing but their extension"):
+        DatasetCatalog.get("mine")
+
+
+def test_a_missing_folder_is_named_without_a_word_about_other_roots(folders, tmp_path):
+    register_sem_seg_folder("mine", str(tmp_path / "nowhere"), folders[1], ["x", "y"])
+    with pytest.raises(DataError, match="nowhere does not exist") as error:
+        DatasetCatalog.get("mine")
+    assert "DETECTRON2_DATASETS" not in str(error.value)
+
+
+def test_twice_the_same_is_fine_and_another_is_not(folders):
+    register_sem_seg_folder("mine", *folders, ["x", "y"])
+    register_sem_seg_folder("mine", *folders, ["x", "y"])
+    with pytest.raises(DataError, match="another dataset mine .*MetadataCatalog.remove"):
+        register_sem_seg_folder("mine", *folders, ["x", "z"])
+    with pytest.raises(DataError, match="another dataset coco_2017_train"):
+        register_sem_seg_folder("coco_2017_train", *folders, ["x", "y"])
+    DatasetCatalog.remove("mine"), MetadataCatalog.remove("mine")
+    register_sem_seg_folder("mine", *folders, ["x", "z"])
+    assert MetadataCatalog.get("mine").stuff_classes == ["x", "z"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        (["x", "x"], {}, "twice in the list: x"),
+        ([], {}, "no classes"),
+        (["x", "y"], {"colors": [(1, 2, 3)]}, "1 colours for 2 classes"),
+        (["x", "y"], {"colors": [(1, 2, 3), (1, 2, 256)]}, r"not three numbers of 0\.\.255"),
+        (["x", "y"], {"ignore_value": 1}, "ignore value 1 is the id of class 'y'"),
+        (["x", "y"], {"flip_pairs": [(0, 2)]}, r"pairs of ids 0\.\.1"),
+        ("nowhere.txt", {}, "nowhere.txt cannot be read"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folders, classes, options, message):
+    with pytest.raises(DataError, match=message):
+        register_sem_seg_folder("mine", *folders, classes, **options)
+    assert "mine" not in DatasetCatalog.list()
+
+
+def test_file_of_classes(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("# a comment\nroad\n\ntraffic light\n")
+    assert read_classes(str(path)) == (["road", "traffic light"], None)
+    path.write_text("road 1 2 3\ntraffic light  4 5 6\nlane 2 7 8 9\n")
+    names, colors = read_classes(str(path))
+    assert names == ["road", "traffic light", "lane 2"]
+    assert colors == [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    path.write_text("road 1 2 3\ntraffic light\n")
+    with pytest.raises(DataError, match="line 'traffic light' has no colour"):
+        read_classes(str(path))
+
+
+@pytest.fixture
+def config_file(folders, tmp_path):
+    path = tmp_path / "mine.yaml"
+    node = {"IMAGES": folders[0], "LABELS": folders[1], "CLASSES": ["x", "y"]}
+    content = {"DATASETS": {"SEM_SEG_FOLDERS": {"mine_train": node}}, "VERSION": 2}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_by_config_file_and_command_line(config_file, folders, tmp_path):
+    (tmp_path / "classes.txt").write_text("x 1 2 3\ny 4 5 6\n")
+    options = [f"{KEY}.mine_train.IGNORE_VALUE", "7", f"{KEY}.mine_val.IMAGES", folders[0]]
+    options += [f"{KEY}.mine_val.LABELS", folders[1]]
+    options += [f"{KEY}.mine_val.CLASSES", str(tmp_path / "classes.txt")]
+    cfg = load_cfg(str(config_file), options)
+    assert MetadataCatalog.get("mine_train").ignore_label == 7
+    assert MetadataCatalog.get("mine_val").stuff_colors == [(1, 2, 3), (4, 5, 6)]
+    assert len(DatasetCatalog.get("mine_train")) == len(DatasetCatalog.get("mine_val")) == 3
+    # What a run writes into its output folder can be loaded again.
+    (tmp_path / "dumped.yaml").write_text(cfg.dump())
+    again = load_cfg(str(tmp_path / "dumped.yaml"))
+    assert again.DATASETS.SEM_SEG_FOLDERS == cfg.DATASETS.SEM_SEG_FOLDERS
+
+
+def test_processes_that_get_a_config_register_its_folders(config_file, monkeypatch):
+    """Those that launch() starts have not loaded the config themselves."""
+    from d2_pixcontrast.engine import setup
+
+    cfg = load_cfg(str(config_file))
+    DatasetCatalog.remove("mine_train"), MetadataCatalog.remove("mine_train")
+    monkeypatch.setattr(setup, "default_setup", lambda cfg, args: None)
+    monkeypatch.setattr(setup, "setup_logger", lambda *args, **kwargs: None)
+    setup.prepare(pickle.loads(pickle.dumps(cfg)), None)
+    assert len(DatasetCatalog.get("mine_train")) == 3
+
+
+def test_a_config_without_folders_registers_none():
+    before = DatasetCatalog.list()
+    assert load_cfg("").DATASETS.SEM_SEG_FOLDERS == {}
+    assert DatasetCatalog.list() == before
+
+
+@pytest.mark.parametrize(
+    ("node", "options", "message"),
+    [
+        (
+            {"IMAGE": "a"},
+            [],
+            r"mine.yaml: DATASETS.SEM_SEG_FOLDERS.mine: .*IMAGE; its keys are IMAGES",
+        ),
+        ({"IMAGES": 3}, [], r"SEM_SEG_FOLDERS.mine: .*IMAGES"),
+        ("a/folder", [], r"SEM_SEG_FOLDERS.mine.*its keys are IMAGES"),
+        ({"IMAGES": "a", "LABELS": "b"}, [], r"SEM_SEG_FOLDERS.mine lacks CLASSES"),
+        (
+            {"IMAGES": "a", "LABELS": "b", "CLASSES": ["x", "x"]},
+            [],
+            r"SEM_SEG_FOLDERS.mine: .*twice",
+        ),
+        ({}, [f"{KEY}.other.IMAGES", "a"], r"SEM_SEG_FOLDERS.other lacks LABELS and CLASSES"),
+        ({}, [f"{KEY}.other.IMAGE", "a"], r"SEM_SEG_FOLDERS.other.IMAGE"),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_named(tmp_path, node, options, message):
+    path = tmp_path / "mine.yaml"
+    content = {"SEM_SEG_FOLDERS": {"mine": node} if node else {}}
+    path.write_text(yaml.safe_dump({"DATASETS": content, "VERSION": 2}))
+    with pytest.raises(ValueError, match=message):
+        load_cfg(str(path), options)
+
+
+def test_the_document_holds_to_the_letter(tmp_path, monkeypatch):
+    """docs/own-data.md: its commands, with a shorter and smaller training."""
+    text = (ROOT / "docs" / "own-data.md").read_text()
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+    assert len(block.splitlines()) <= 25
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
+    (tmp_path / "train_net.py").symlink_to(ROOT / "train_net.py")
+    rng = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for number in range(4):
+            label = np.kron(rng.randint(0, 3, (4, 5)), np.ones((16, 16), int))
+            save(tmp_path / "mine" / split / "images" / f"{number}.jpg", 80 * label)
+            save(tmp_path / "mine" / split / "labels" / f"{number}.png", label)
+    small = "MODEL.DEVICE cpu MODEL.WEIGHTS '' SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 "
+    small += "SOLVER.CHECKPOINT_PERIOD 2 INPUT.CROP.SIZE 64,64 DATALOADER.NUM_WORKERS 0 "
+    small += "TEST.EVAL_PERIOD 2"
+    block = re.sub(r"(train_net.py --config-file mine.yaml)", r"\1 OPTIONS", block)
+    block = block.replace("OPTIONS --eval-only", "--eval-only OPTIONS").replace("OPTIONS", small)
+    block = block.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(
+        ["bash", "-ec", block],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "mine_train: 4 pairs of image and label" in done.stdout
+    assert done.stdout.count("mine_val, 4 images") >= 2  # after training, and alone
+    assert (tmp_path / "output" / "mine" / "model_final.pth").is_file()

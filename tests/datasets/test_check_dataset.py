@@ -1,0 +1,59 @@
+"""The command: what it looks at, and its exit code."""
+
+import numpy as np
+import pytest
+from dataset_scripts import script
+from PIL import Image
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(tmp_path / kind / "a.png")
+    return ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels")]
+
+
+def main(*arguments):
+    return script("check_dataset").main([*arguments, "--workers", "1"])
+
+
+def test_two_folders(folders, capsys, tmp_path):
+    assert main(*folders) == 0
+    assert main(*folders, "--classes", "x", "y", "z") == 0
+    capsys.readouterr()
+    assert main(*folders, "--classes", "x", "y") == 1
+    assert "a.png has ids that are no class: [2]" in capsys.readouterr().out
+    assert main(*folders, "--classes", "x", "y", "--ignore-value", "2") == 1
+    assert "no class: [255]" in capsys.readouterr().out
+    (tmp_path / "classes.txt").write_text("one 1 2 3\ntwo 2 3 4\nthree 4 5 6\n")
+    assert main(*folders, "--classes", str(tmp_path / "classes.txt")) == 0
+    assert "three" in capsys.readouterr().out
+
+
+def test_registered_names_and_a_config(monkeypatch, tmp_path, capsys):
+    from conftest import INSTANT_TEST
+
+    from d2_pixcontrast.data.datasets import shapes
+
+    monkeypatch.setenv("PIXCONTRAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+    assert main("--dataset", "shapes_sem_seg_val") == 0
+    assert "shapes_sem_seg_val: 2 pairs" in capsys.readouterr().out
+    assert main("--config-file", str(INSTANT_TEST)) == 0
+    out = capsys.readouterr().out
+    assert "shapes_sem_seg_train: 3 pairs" in out and "shapes_sem_seg_val: 2 pairs" in out
+
+
+def test_a_wrong_name_is_one_line(capsys):
+    assert main("--dataset", "shapes_sem_seg_vall") == 1
+    assert "did you mean shapes_sem_seg_val" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--images", "x"], ["--dataset", "a", "--images", "x", "--labels", "y"]]
+)
+def test_what_does_not_go_together_is_refused(arguments):
+    with pytest.raises(SystemExit) as error:
+        main(*arguments)
+    assert error.value.code == 2
