@@ -3,6 +3,7 @@
 from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
 from .checkpoint import SemSegCheckpointer, plain_state_dict
 from .hooks import BestCheckpointHook, TrainingProgressHook
+from .inference import load_inference_model
 from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
 from .trainer import Trainer
 
@@ -14,6 +15,7 @@ __all__ = [
     "default_argument_parser",
     "evaluate",
     "load_cfg",
+    "load_inference_model",
     "one_line_errors",
     "plain_state_dict",
     "prepare",
