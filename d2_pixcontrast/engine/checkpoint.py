@@ -9,7 +9,7 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch.nn.parallel import DistributedDataParallel
 
 from .weights import TIMM_PREFIX, load_timm_file, load_timm_weights
-from .weights_file import check_hash_in_name, read_weights_file, weight_names
+from .weights_file import check_hash_in_name, check_state, read_weights_file, weight_names
 
 # Parts of a training checkpoint that a model for inference does not have.
 _TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_head.")
@@ -111,10 +111,12 @@ class SemSegCheckpointer(DetectionCheckpointer):
         data = read_weights_file(filename)
         if filename.endswith(".pkl") and not {"model", "__author__"} <= data.keys():
             # Caffe2's and Detectron1's zoo; only whole detectors are below "blobs".
-            blobs = data.get("blobs", data)
-            state = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-            return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
-        return data if "model" in data else {"model": data}
+            data = {"model": data.get("blobs", data), "__author__": "Caffe2"}
+            data["matching_heuristics"] = True
+        if "model" not in data:
+            data = {"model": data}
+        check_state(data["model"], filename)
+        return data
 
     def _load_model(self, checkpoint) -> _IncompatibleKeys:
         _drop_training_only(checkpoint["model"], self.model, self.logger)

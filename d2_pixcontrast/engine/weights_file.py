@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -44,7 +45,7 @@ def read_weights_file(path: str, map_location: str = "cpu") -> dict:
     except Exception as error:  # a damaged file can fail in any way
         data = _read_if_trusted(path, map_location, error)
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not the weights of a model")
+        raise ValueError(f"{path} is not the weights of a model: it holds a {type(data).__name__}")
     return data
 
 
@@ -57,6 +58,21 @@ def weight_names(path: str) -> list[str]:
     data = read_weights_file(path, map_location="meta")
     state = data.get("model", data)
     return [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
+
+
+def check_state(state: object, path: str) -> None:
+    """
+    Raises:
+        ValueError: ``state``, read from ``path``, is not {name: tensor or array of numbers}.
+    """
+    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+        wrong = [name for name, value in state.items() if not _is_numbers(value)]
+        if not wrong:
+            return
+        found = f"{wrong[0]} is a {type(state[wrong[0]]).__name__}"
+    else:
+        found = f"it holds a {type(state).__name__}"
+    raise ValueError(f"{path} is not the weights of a model: {found}")
 
 
 def check_hash_in_name(path: str) -> None:
@@ -114,6 +130,12 @@ def _read_if_trusted(path: str, map_location: str, error: Exception):
         with open(path, "rb") as file:
             return pickle.load(file, encoding="latin1")
     return torch.load(path, map_location=map_location, weights_only=False)
+
+
+def _is_numbers(value: object) -> bool:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.kind in "biuf" and value.dtype.isnative  # what torch can take over
+    return isinstance(value, torch.Tensor)
 
 
 def _forbidden_global(error: Exception) -> str | None:

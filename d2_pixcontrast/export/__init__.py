@@ -2,15 +2,15 @@
 
 from .cost import network_cost
 from .graph import InferenceGraph, trace
-from .onnx_file import export_onnx
+from .onnx_file import write_onnx
 from .publish import publish
-from .torch_file import export_torch
+from .torch_file import write_torch
 
 __all__ = [
     "InferenceGraph",
-    "export_onnx",
-    "export_torch",
     "network_cost",
     "publish",
     "trace",
+    "write_onnx",
+    "write_torch",
 ]

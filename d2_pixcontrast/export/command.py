@@ -10,15 +10,15 @@ import torch
 from ..engine import load_cfg
 from ..engine.inference import load_inference_model
 from .cost import network_cost
-from .graph import InferenceGraph
-from .onnx_file import export_onnx, run_onnx
+from .graph import InferenceGraph, trace
+from .onnx_file import run_onnx, write_onnx
 from .publish import Published, class_names, publish
-from .torch_file import export_torch, run_torch
+from .torch_file import run_torch, write_torch
 
 TOLERANCE = 1e-4  # between the logits of the written graph and of the network
 _CHECKED_SIZE = (117, 155)
 
-_GRAPHS = {"onnx": (export_onnx, run_onnx), "torch_export": (export_torch, run_torch)}
+_GRAPHS = {"onnx": (write_onnx, run_onnx), "torch_export": (write_torch, run_torch)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     graph = InferenceGraph(load_inference_model(cfg, args.weights), cfg.INPUT.FORMAT).eval()
     write, execute = _GRAPHS[args.command]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(graph, args.output, class_names(cfg))
+    write(trace(graph), args.output, class_names(cfg))
     yield f"{args.output}: {_mebibytes(os.path.getsize(args.output))}"
     yield f"network: {network_cost(graph, _CHECKED_SIZE)}"
     yield _check(graph, args.output, execute)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 
-from .graph import InferenceGraph, trace
 
-
-def export_onnx(graph: InferenceGraph, path: Path, class_names: list[str]) -> None:
-    """Write ``graph``: input "image" (1, 3, height, width), output "logits" (1, C, height, width).
+def write_onnx(program: torch.export.ExportedProgram, path: Path, class_names: list[str]) -> None:
+    """Write a network with input "image" (1, 3, height, width) and output "logits" (1, C, height,
+    width).
 
     Args:
-        graph: the network.
+        program: see :func:`~d2_pixcontrast.export.trace`.
         path: of the file.
         class_names: stored as the metadata "classes", a JSON list.
 
@@ -26,14 +25,14 @@ def export_onnx(graph: InferenceGraph, path: Path, class_names: list[str]) -> No
         raise ImportError(
             f'ONNX export needs a package ({error}): pip install "d2_pixcontrast[export]"'
         ) from error
-    program = torch.onnx.export(
-        trace(graph), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+    written = torch.onnx.export(
+        program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
     )
-    model = program.model
+    model = written.model
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = onnx_ir.Shape([*value.shape[:2], "height", "width"])
     model.metadata_props["classes"] = json.dumps(class_names)
-    program.save(path, external_data=False)
+    written.save(path, external_data=False)
 
 
 def run_onnx(path: Path, image: torch.Tensor) -> torch.Tensor:

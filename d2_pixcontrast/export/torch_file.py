@@ -5,18 +5,16 @@ from pathlib import Path
 
 import torch
 
-from .graph import InferenceGraph, trace
 
-
-def export_torch(graph: InferenceGraph, path: Path, class_names: list[str]) -> None:
-    """Write ``graph`` for ``torch.export.load(path).module()``.
+def write_torch(program: torch.export.ExportedProgram, path: Path, class_names: list[str]) -> None:
+    """Write a network for ``torch.export.load(path).module()``.
 
     Args:
-        graph: the network.
+        program: see :func:`~d2_pixcontrast.export.trace`.
         path: of the file; its ending should be ``.pt2``.
         class_names: stored beside it as the extra file ``classes.json``.
     """
-    torch.export.save(trace(graph), path, extra_files={"classes.json": json.dumps(class_names)})
+    torch.export.save(program, path, extra_files={"classes.json": json.dumps(class_names)})
 
 
 def run_torch(path: Path, image: torch.Tensor) -> torch.Tensor:
