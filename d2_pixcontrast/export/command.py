@@ -63,11 +63,24 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     write(trace(graph), args.output, class_names(cfg))
     yield f"{args.output}: {_mebibytes(os.path.getsize(args.output))}"
     yield f"network: {network_cost(graph, _CHECKED_SIZE)}"
-    yield _check(graph, args.output, execute)
+    yield compare(graph, args.output, execute)
 
 
-def _check(graph: InferenceGraph, path: Path, execute: Callable) -> str:
-    """Compare the file with the network on an image of a size that was not traced."""
+def compare(graph: InferenceGraph, path: Path, execute: Callable) -> str:
+    """Run a written file and the network on an image of a size that was not traced.
+
+    Args:
+        graph: the network.
+        path: of the file.
+        execute: (path, image) to logits.
+
+    Returns:
+        a line to print.
+
+    Raises:
+        ValueError: their logits differ by more than TOLERANCE (of the largest, where that is
+            above 1).
+    """
     image = torch.rand(1, 3, *_CHECKED_SIZE, generator=torch.Generator().manual_seed(0)) * 255
     try:
         found = execute(path, image)

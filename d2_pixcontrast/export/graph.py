@@ -1,7 +1,11 @@
 """The network as one graph, from an image as it is read to logits of its size."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from detectron2.modeling import SemanticSegmentor
+from timm.layers import padding
 from torch import nn
 
 _EXAMPLE_SIZE = (129, 161)  # of the traced image; neither square nor divisible by anything
@@ -59,7 +63,7 @@ def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
         3: torch.export.Dim("width", min=smallest),
     }
     example = torch.zeros(1, 3, *(max(side, smallest) for side in _EXAMPLE_SIZE))
-    with torch.no_grad():
+    with torch.no_grad(), _timm_padding_in_integers():
         return torch.export.export(
             graph.eval(),
             (example,),
@@ -67,6 +71,22 @@ def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
             # Padding inside backbones is a computed 0 that torch cannot prove to be one.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+@contextlib.contextmanager
+def _timm_padding_in_integers() -> Iterator[None]:
+    """timm's "same" padding without math.ceil, which an exported program cannot store."""
+
+    def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+        steps = (size + stride - 1) // stride
+        return max((steps - 1) * stride + (kernel_size - 1) * dilation + 1 - size, 0)
+
+    original = padding.get_same_padding
+    padding.get_same_padding = same_padding
+    try:
+        yield
+    finally:
+        padding.get_same_padding = original
 
 
 # Padding and cropping by indices: with pad() and slices, torch.export would split the sizes into
