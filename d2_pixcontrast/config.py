@@ -16,13 +16,15 @@ def add_pixcontrast_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_model(cfg)
     _add_pixel_contrast(cfg)
+    _add_dataset_memory(cfg)
     _add_solver(cfg)
 
 
 def inference_config(cfg: CN) -> CN:
     """A copy of ``cfg`` whose model has no training-only part.
 
-    There are no terms and no auxiliary head, and instead of a wrapped head the head itself.
+    There are no terms and no auxiliary heads, and instead of a wrapped head the head itself. A
+    data-set memory stays: the network reads it.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -30,7 +32,7 @@ def inference_config(cfg: CN) -> CN:
     if head.NAME == WRAPPER_NAME and head.WRAPPED:
         head.NAME, head.WRAPPED = head.WRAPPED, ""
     head.TERMS = []
-    head.AUX.IN_FEATURE = ""
+    head.AUX.IN_FEATURES = []
     return cfg
 
 
@@ -60,7 +62,14 @@ def _add_model(cfg: CN) -> None:
     cfg.MODEL.TIMM = CN()  # for MODEL.BACKBONE.NAME "build_timm_backbone"
     cfg.MODEL.TIMM.NAME = "mobilenetv2_100"  # any timm model with features_only
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 32  # 8 and 16 replace strides by dilation where timm can
-    cfg.MODEL.TIMM.OUT_FEATURES = []  # "res1" (stride 2) .. "res5" (stride 32 undilated); [] = all
+    # "res1" (stride 2) .. "res5" (stride 32 undilated), or a vision transformer's "block0" ..
+    # "block23", all of one stride; [] = all.
+    cfg.MODEL.TIMM.OUT_FEATURES = []
+    # Side of the images that position embeddings are stored for (any other size works, resampling
+    # them in each forward); 0 = that of the pretraining.
+    cfg.MODEL.TIMM.IMAGE_SIZE = 0
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0  # stochastic depth of the deepest block
+    cfg.MODEL.TIMM.OUT_NORM = ""  # "LN": a layer norm on each feature (Swin, vision transformers)
 
     head = cfg.MODEL.SEM_SEG_HEAD
     head.NAME = "PixelContrastSemSegHead"  # detectron2: SemSegFPNHead
@@ -68,6 +77,9 @@ def _add_model(cfg: CN) -> None:
     head.LOSS_TYPE = "cross_entropy"  # deeplab: hard_pixel_mining (OHEM), still available
     head.DECODER = "DeepLabV3PlusDecoder"  # a name in DECODER_REGISTRY
     head.TERMS = []  # names in TERM_REGISTRY; training only
+    # 1: the decoder reads IN_FEATURES as one, their concatenation on the finest grid (HRNet with a
+    # decoder of one feature); 2: halved by a 3x3 convolution, too; 0: as they are.
+    head.JOIN_STRIDE = 0
     head.CLASS_WEIGHTS = []  # of the cross-entropy, one per class; [] = all 1
     head.SCALARS_PERIOD = 20  # iterations between two records of the terms' scalars
     head.FCN = CN()  # FCNDecoder: one convolution on the concatenation of IN_FEATURES
@@ -81,10 +93,18 @@ def _add_model(cfg: CN) -> None:
     # The one of IN_FEATURES that only the object regions are predicted from (a ResNet's "res4");
     # "" = from all of IN_FEATURES, as the pixels (HRNet).
     head.OCR.REGION_FEATURE = ""
-    head.AUX = CN()  # auxiliary FCN head on an encoder feature; training only
-    head.AUX.IN_FEATURE = ""  # "" = no auxiliary head
+    head.PSP = CN()  # PSPDecoder
+    head.PSP.CHANNELS = 512  # of each pooled map and of the output
+    head.PSP.POOL_SCALES = (1, 2, 3, 6)  # the image's parts, per axis
+    head.PSP.DROPOUT = 0.1
+    head.UPER = CN()  # UPerDecoder, on the levels IN_FEATURES
+    head.UPER.CHANNELS = 512  # of each level and of the output
+    head.UPER.POOL_SCALES = (1, 2, 3, 6)  # as PSP's, on the deepest level
+    head.UPER.DROPOUT = 0.1
+    head.AUX = CN()  # auxiliary FCN heads on encoder features; training only
+    head.AUX.IN_FEATURES = []  # one head each; [] = none
     head.AUX.CHANNELS = 256
-    head.AUX.LOSS_WEIGHT = 0.4  # of loss_sem_seg_aux, be it this head's or the decoder's own
+    head.AUX.LOSS_WEIGHT = 0.4  # of loss_sem_seg_aux, be it these heads' sum or the decoder's own
     # For NAME "ContrastWrapperHead": the name of the head that the terms are attached to.
     head.WRAPPED = ""
 
@@ -125,14 +145,48 @@ def _add_pixel_contrast(cfg: CN) -> None:
     mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives
 
 
+def _add_dataset_memory(cfg: CN) -> None:
+    """A memory that the network reads: Jin et al., ICCV 2021 (MCIBI), and its follow-up MCIBI++."""
+    node = cfg.MODEL.DATASET_MEMORY = CN()
+    node.ENABLED = False  # True: between decoder and classifier, in training and at inference
+    node.KIND = "features"  # entries per class (MCIBI), or "statistics": two numbers (MCIBI++)
+    node.CHANNELS = 512  # D, of pixel representations, entries and the classifier's input
+    node.KEY_CHANNELS = 256  # of the attentions' queries, keys and values
+    # Those of SEM_SEG_HEAD.IN_FEATURES that pixel representations are made of, concatenated on the
+    # finest grid; [] = the deepest one. Not with FCNDecoder, whose output they are.
+    node.IN_FEATURES = []
+    node.DROPOUT = 0.1  # share of channels, before each classifier
+    # The decoder's output, context within the image, is attended to ("attention", MCIBI) or read by
+    # the classifier as it is ("concat", MCIBI++; for decoders of a finer grid than the deepest).
+    node.CONTEXT_FUSION = "attention"
+    node.ENTRIES_PER_CLASS = 1  # "features": one attention each
+    node.STRATEGY = "cosine"  # "features": pixels weighted by cosine distance; "mean": all alike
+    node.UPDATE_AT = "label"  # resolution of the update; "grid": that of the features, cheaper
+    node.MOMENTUM = 0.9  # share of what is new in an update (MCIBI++: 0.1)
+    node.MOMENTUM_SCHEDULE = "lr"  # MOMENTUM follows the learning rate; "constant" (MCIBI++)
+    node.READ = "soft"  # by class probabilities; "hard": the likeliest class alone
+    node.STAGE1_LOSS_WEIGHT = 0.4  # of the classifier of pixel representations
+    # MCIBI++: the context is classified, too, and the memory read with that (1.0); 0 = it is not.
+    node.CONTEXT_LOSS_WEIGHT = 0.0
+    node.CONSISTENCY = CN()  # the classifier has to tell the entries of the memory apart
+    node.CONSISTENCY.LOSS_WEIGHT = 0.0  # 1.0 as published for ADE20K
+    node.CONSISTENCY.START = 0.01  # fraction of MAX_ITER before it (published: one epoch of 130)
+    # Inference reads a second time, with SECOND_PASS[0] x the reading logits + SECOND_PASS[1] x the
+    # final ones (MCIBI++: [0.8, 0.6]); [] = it does not.
+    node.SECOND_PASS = []
+
+
 def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"  # detectron2: WarmupMultiStepLR
     cfg.SOLVER.POLY_LR_POWER = 0.9
     cfg.SOLVER.WARMUP_ITERS = 0  # detectron2: 1000
     cfg.SOLVER.HEAD_LR_MULTIPLIER = 1.0  # learning rate of all but the backbone / BASE_LR
+    cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 1.0  # learning rate of the backbone / BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
     cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0  # detectron2: as WEIGHT_DECAY
+    # Of a transformer's position embeddings, relative position biases and class tokens.
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # of SOLVER.AMP.ENABLED; or "bfloat16"
     # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sem_seg/mIoU"

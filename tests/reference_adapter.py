@@ -6,7 +6,7 @@ describes them.
 
 import torch
 
-from d2_pixcontrast.contrast import ClassEntries, pixel_contrast_loss
+from d2_pixcontrast.contrast import ClassEntries, DatasetMemory, pixel_contrast_loss
 
 
 def pixel_contrast_batch(anchors, labels, temperature, base_temperature):
@@ -35,3 +35,18 @@ def pixel_contrast_memory(anchors, labels, bank, fill, temperature, base_tempera
     )
     result.loss.backward()
     return {"loss": result.loss.detach().numpy(), "grad_anchors": rows.grad.numpy()}
+
+
+def dataset_memory_update(memory_before, features, labels, momentum, strategy, ignore_value):
+    """memory_before (C, D), rows of zeros are empty; features (B, D, h, w), labels (B, H, W)."""
+    memory = DatasetMemory(
+        *memory_before.shape, strategy=strategy.removesuffix("_similarity"), dtype=torch.float64
+    )
+    memory.entries.copy_(torch.from_numpy(memory_before)[:, None])
+    memory.update(
+        torch.from_numpy(features).double(),
+        torch.from_numpy(labels).long(),
+        momentum=float(momentum),
+        ignore_value=int(ignore_value),
+    )
+    return {"memory_after": memory.entries[:, 0].numpy()}

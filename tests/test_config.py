@@ -1,5 +1,6 @@
 """Every key is read, every file is safe, loads and builds."""
 
+import functools
 import itertools
 import re
 import subprocess
@@ -31,6 +32,8 @@ DECODERS = {
     "deeplabv3plus": "DeepLabV3PlusDecoder",
     "fcn": "FCNDecoder",
     "ocr": "OCRDecoder",
+    "psp": "PSPDecoder",
+    "uper": "UPerDecoder",
 }
 BACKBONES = {
     "r50": ("build_resnet_deeplab_backbone", 50),
@@ -38,11 +41,43 @@ BACKBONES = {
     "hrnet_w18": ("build_timm_backbone", "hrnet_w18"),
     "hrnet_w48": ("build_timm_backbone", "hrnet_w48"),
     "mobilenetv2": ("build_timm_backbone", "mobilenetv2_100"),
+    "s101": ("build_timm_backbone", "resnest101e"),
+    "vit_l": ("build_timm_backbone", "vit_large_patch16_384"),
+    "swin_t": ("build_timm_backbone", "swin_tiny_patch4_window7_224"),
+    "swin_l": ("build_timm_backbone", "swin_large_patch4_window12_384"),
 }
-METHODS = {"ce": [], "pixcontrast": ["PixelContrast"], "pixcontrast_mem": ["PixelContrast"]}
+# Methods and the keys that are theirs; several in one name are used together.
+METHODS = {
+    "pixcontrast_mem": "PIXEL_CONTRAST",
+    "pixcontrast": "PIXEL_CONTRAST",
+    "contextrast": "CONTEXTRAST",
+    "multiscale": "MULTI_SCALE_CONTRAST",
+    "mcibi_pp": "DATASET_MEMORY",
+    "mcibi": "DATASET_MEMORY",
+}
+TERMS = {
+    "PIXEL_CONTRAST": "PixelContrast",
+    "CONTEXTRAST": "Contextrast",
+    "MULTI_SCALE_CONTRAST": "MultiScaleContrast",
+}
+METHOD = f"(?:{'|'.join(METHODS)})"
 NAME = re.compile(
-    f"({'|'.join(DECODERS)})_({'|'.join(BACKBONES)})_({'|'.join(METHODS)})_([a-z0-9-]+)"
+    f"({'|'.join(DECODERS)})_({'|'.join(BACKBONES)})_(ce|{METHOD}(?:_{METHOD})*)_([a-z0-9-]+)"
 )
+IMAGES = {"ADE20K": 20210, "Cityscapes": 2975, "COCOStuff10K": 9000, "LIP": 30462}
+
+
+@functools.cache
+def loaded(path):
+    """The config of a file, for reading only: load_cfg takes most of this module's time."""
+    cfg = load_cfg(str(path))
+    cfg.freeze()
+    return cfg
+
+
+def method_nodes(stem):
+    """Nodes below MODEL of the methods that a file's name has."""
+    return {METHODS[m] for m in re.findall(rf"_({METHOD})(?=_|$)", stem)}
 
 
 def zoo_path(dataset, network, method, schedule):
@@ -117,25 +152,37 @@ def test_names_say_what_is_inside(path):
     decoder, backbone, method, schedule = match.groups()
     dataset = path.parent.name.removesuffix("-SemanticSegmentation")
     assert (CONFIGS / f"Base-{dataset}.yaml").is_file()
-    cfg = load_cfg(str(path))
-    model, iterations = cfg.MODEL, re.match(r"(\d+)k\b", schedule)
+    cfg = loaded(path)
+    model, thousands = cfg.MODEL, re.match(r"(\d+)k\b", schedule)
+    epochs = re.match(r"(\d+)ep\b", schedule)
+    iterations = cfg.SOLVER.MAX_ITER
+    if thousands:
+        iterations = 1000 * int(thousands[1])
+    elif epochs:
+        images = IMAGES[dataset] + (500 if schedule.endswith("-trainval") else 0)
+        iterations = int(epochs[1]) * images // cfg.SOLVER.IMS_PER_BATCH
     found = {
         "output": cfg.OUTPUT_DIR,
         "decoder": model.SEM_SEG_HEAD.DECODER,
         "backbone": (model.BACKBONE.NAME, model.RESNETS.DEPTH),
-        "terms": model.SEM_SEG_HEAD.TERMS,
+        "terms": sorted(model.SEM_SEG_HEAD.TERMS),
         "memory": model.PIXEL_CONTRAST.MEMORY.ENABLED,
+        "dataset memory": model.DATASET_MEMORY.ENABLED and model.DATASET_MEMORY.KIND,
         "iterations": cfg.SOLVER.MAX_ITER,
+        "splits": len(cfg.DATASETS.TRAIN),
     }
     if model.BACKBONE.NAME == "build_timm_backbone":
         found["backbone"] = (model.BACKBONE.NAME, model.TIMM.NAME)
+    kind = "statistics" if "mcibi_pp" in method else "features"
     assert found == {
         "output": f"output/{dataset.lower()}_{path.stem}",
         "decoder": DECODERS[decoder],
         "backbone": BACKBONES[backbone],
-        "terms": METHODS[method],
-        "memory": method == "pixcontrast_mem",
-        "iterations": 1000 * int(iterations[1]) if iterations else cfg.SOLVER.MAX_ITER,
+        "terms": sorted(TERMS[node] for node in method_nodes(path.stem) if node in TERMS),
+        "memory": "pixcontrast_mem" in method,
+        "dataset memory": "mcibi" in method and kind,
+        "iterations": iterations,
+        "splits": 2 if schedule.endswith("-trainval") else 1,
     }
 
 
@@ -160,6 +207,141 @@ def test_the_promised_configs_exist(method):
     assert not [w for w in wanted if zoo_path(*w) not in ZOO]
 
 
+CONTEXTRAST_SCHEDULES = {
+    "Cityscapes": "40k",
+    "CamVid": "6k",
+    "ADE20K": "80k",
+    "PascalContext": "60k-contextrast",
+    "COCOStuff10K": "60k-contextrast",
+}
+
+
+@pytest.mark.parametrize("method", ["ce", "contextrast", "multiscale"])
+def test_the_promised_configs_of_contextrast_and_its_peer_exist(method):
+    networks = ("deeplabv3_r101", "fcn_hrnet_w48", "ocr_hrnet_w48")
+    wanted = [(d, n, method, s) for d, s in CONTEXTRAST_SCHEDULES.items() for n in networks]
+    wanted += [("Cityscapes", "fcn_hrnet_w18", method, "40k")]
+    wanted += [
+        ("Cityscapes", n, method, "80k") for n in ("deeplabv3plus_mobilenetv2", "uper_swin_t")
+    ]
+    assert not [w for w in wanted if zoo_path(*w) not in ZOO]
+
+
+# (dataset, network): epochs, images per batch, learning rate, weight decay.
+MCIBI = {
+    ("ADE20K", "deeplabv3_r50"): (130, 16, 0.01, 5e-4),
+    ("ADE20K", "deeplabv3_r101"): (130, 16, 0.01, 5e-4),
+    ("ADE20K", "deeplabv3_s101"): (180, 16, 0.004, 5e-4),
+    ("ADE20K", "deeplabv3_hrnet_w48"): (180, 16, 0.004, 5e-4),
+    ("ADE20K", "deeplabv3_vit_l"): (130, 16, 0.01, 0.0),
+    ("ADE20K", "fcn_r50"): (130, 16, 0.01, 5e-4),
+    ("ADE20K", "psp_r50"): (130, 16, 0.01, 5e-4),
+    ("ADE20K", "ocr_r50"): (130, 16, 0.01, 5e-4),
+    ("Cityscapes", "deeplabv3_r50"): (440, 16, 0.01, 5e-4),
+    ("Cityscapes", "deeplabv3_r101"): (440, 16, 0.01, 5e-4),
+    ("Cityscapes", "deeplabv3_s101"): (500, 16, 0.01, 5e-4),
+    ("Cityscapes", "deeplabv3_hrnet_w48"): (500, 16, 0.01, 5e-4),
+    ("COCOStuff10K", "deeplabv3_r50"): (110, 16, 0.001, 1e-4),
+    ("COCOStuff10K", "deeplabv3_r101"): (110, 16, 0.001, 1e-4),
+    ("COCOStuff10K", "deeplabv3_s101"): (150, 32, 0.001, 5e-4),
+    ("COCOStuff10K", "deeplabv3_hrnet_w48"): (110, 16, 0.001, 1e-4),
+    ("COCOStuff10K", "deeplabv3_vit_l"): (110, 16, 0.001, 0.0),
+    ("LIP", "deeplabv3_r50"): (150, 32, 0.01, 5e-4),
+    ("LIP", "deeplabv3_r101"): (150, 32, 0.01, 5e-4),
+    ("LIP", "deeplabv3_s101"): (150, 40, 0.007, 5e-4),
+    ("LIP", "deeplabv3_hrnet_w48"): (150, 40, 0.007, 5e-4),
+}
+CROPS = {
+    "ADE20K": [512, 512],
+    "Cityscapes": [512, 1024],
+    "COCOStuff10K": [512, 512],
+    "LIP": [473, 473],
+}
+
+
+@pytest.mark.parametrize("dataset, network", MCIBI)
+def test_mcibis_numbers(dataset, network):
+    epochs, *numbers = MCIBI[dataset, network]
+    schedule = f"{epochs}ep" + ("-trainval" if dataset == "Cityscapes" else "")
+    cfg, twin = (loaded(zoo_path(dataset, network, m, schedule)) for m in ("mcibi", "ce"))
+    solver, head, memory = cfg.SOLVER, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.DATASET_MEMORY
+    assert numbers == [solver.IMS_PER_BATCH, solver.BASE_LR, solver.WEIGHT_DECAY]
+    assert (solver.OPTIMIZER, solver.POLY_LR_POWER, solver.HEAD_LR_MULTIPLIER) == ("SGD", 0.9, 1)
+    assert (0.1 if "vit" in network else 1.0) == solver.BACKBONE_LR_MULTIPLIER
+    assert CROPS[dataset] == cfg.INPUT.CROP.SIZE
+    assert cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA == 0.75 and cfg.INPUT.COLOR_JITTER.HUE == 36
+    assert tuple(cfg.INPUT.SCALE_RANGE) == ((0.75, 1.25) if dataset == "LIP" else (0.5, 2.0))
+    assert head.CLASS_WEIGHTS == [] and not twin.MODEL.DATASET_MEMORY.ENABLED
+    # Auxiliary: the stage of 1024 channels of ResNets, three blocks of ViT, none on HRNet; OCR's
+    # own.
+    auxiliary = {"hrnet_w48": [], "vit_l": ["block9", "block14", "block19"]}
+    backbone = network.split("_", 1)[1]
+    wanted = [] if network == "ocr_r50" else auxiliary.get(backbone, ["res4"])
+    assert wanted == head.AUX.IN_FEATURES
+    assert (head.AUX.LOSS_WEIGHT, head.AUX.CHANNELS) == (0.4, 512)
+    halved = backbone == "hrnet_w48" and dataset in ("Cityscapes", "LIP")
+    assert (0 if backbone != "hrnet_w48" else 2 if halved else 1) == head.JOIN_STRIDE
+    assert (memory.CHANNELS, memory.KEY_CHANNELS, memory.STRATEGY) == (512, 256, "cosine")
+    assert (memory.STAGE1_LOSS_WEIGHT, memory.MOMENTUM_SCHEDULE) == (0.4, "lr")
+    assert (1.0 if dataset in ("Cityscapes", "COCOStuff10K") else 0.9) == memory.MOMENTUM
+    if dataset == "ADE20K":  # from the second epoch on
+        assert memory.CONSISTENCY.LOSS_WEIGHT == 1.0
+        assert pytest.approx(1 / epochs, abs=1e-4) == memory.CONSISTENCY.START
+    else:
+        assert memory.CONSISTENCY.LOSS_WEIGHT == 0.0
+
+
+@pytest.mark.parametrize("network", ["fcn_r50", "psp_r50", "uper_r50", "deeplabv3_r50"])
+@pytest.mark.parametrize(
+    "dataset, schedule, batch", [("ADE20K", "130ep", 16), ("Cityscapes", "220ep", 8)]
+)
+def test_mcibi_pps_numbers(dataset, schedule, batch, network):
+    cfg = loaded(zoo_path(dataset, network, "mcibi_pp", schedule))
+    memory, solver = cfg.MODEL.DATASET_MEMORY, cfg.SOLVER
+    assert (memory.MOMENTUM, memory.MOMENTUM_SCHEDULE) == (0.1, "constant")
+    assert (memory.STAGE1_LOSS_WEIGHT, memory.CONTEXT_LOSS_WEIGHT) == (0.4, 1.0)
+    assert (0.01, 5e-4, batch) == (solver.BASE_LR, solver.WEIGHT_DECAY, solver.IMS_PER_BATCH)
+    assert cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES == ["res4"]
+
+
+@pytest.mark.parametrize("path", [p for p in ZOO if "_swin_" in p.name], ids=lambda p: p.stem)
+def test_swins_numbers(path):
+    """Its published recipe, in which norms, biases and embeddings do not decay."""
+    cfg = loaded(path)
+    solver = cfg.SOLVER
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("AdamW", 6e-5, 0.01)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (1500, 1e-6)
+    assert (solver.WARMUP_METHOD, solver.POLY_LR_POWER) == ("linear", 1.0)
+    decays = solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS, solver.WEIGHT_DECAY_EMBED
+    assert decays == (0, 0, 0)
+    assert cfg.MODEL.TIMM.DROP_PATH_RATE == 0.3 and cfg.MODEL.TIMM.OUT_NORM == "LN"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in ZOO if "_contextrast_" in p.name or "_multiscale_" in p.name],
+    ids=[
+        str(p.relative_to(CONFIGS))
+        for p in ZOO
+        if "_contextrast_" in p.name or "_multiscale_" in p.name
+    ],
+)
+def test_contextrasts_and_its_peers_numbers(path):
+    model = loaded(path).MODEL
+    node = model.CONTEXTRAST if "_contextrast_" in path.name else model.MULTI_SCALE_CONTRAST
+    assert (node.LOSS_WEIGHT, node.TEMPERATURE, node.WARMUP) == (0.1, 0.1, 0.0)
+    assert (node.PROJECTOR.TYPE, node.PROJECTOR.DIM) == ("mlp", 256)
+    levels = ["res2", "res3", "res4", "res5"]
+    given = model.TIMM.OUT_FEATURES if "timm" in model.BACKBONE.NAME else model.RESNETS.OUT_FEATURES
+    assert node.IN_FEATURES == given == levels
+    if "_contextrast_" in path.name:
+        assert tuple(node.LEVEL_WEIGHTS) == (0.1, 0.3, 0.7, 1.0)
+        assert (node.NEGATIVES, node.BANE.KEEP_PERCENT) == ("bane", 50.0)
+    else:
+        assert tuple(node.SCALE_WEIGHTS) == (1.0, 0.7, 0.4, 0.1)
+        assert (list(node.CROSS_FEATURES), node.CROSS_WEIGHT) == (["res5", "res4"], 1.0)
+
+
 @pytest.mark.parametrize(
     "dataset, schedule, numbers",
     [
@@ -169,6 +351,8 @@ def test_the_promised_configs_exist(method):
         ("COCOStuff164K", "60k", (0.001, 10.0, 1e-4, 16, [520, 520], 0.07)),
         ("COCOPanopticStuffOnly", "60k", (0.001, 10.0, 1e-4, 16, [520, 520], 0.07)),
         ("ADE20K", "80k", (0.01, 1.0, 5e-4, 12, [512, 512], 0.07)),
+        ("PascalContext", "60k-contextrast", (0.01, 1.0, 5e-4, 16, [512, 512], 0.07)),
+        ("COCOStuff10K", "60k-contextrast", (0.01, 1.0, 5e-4, 16, [512, 512], 0.07)),
         ("CamVid", "6k", (0.02, 1.0, 5e-4, 16, [360, 480], 0.07)),
     ],
 )
@@ -177,7 +361,7 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
     paths = [*(CONFIGS / f"{dataset}-SemanticSegmentation").glob(f"*_{schedule}.yaml")]
     assert len(paths) >= 3
     for path in paths:
-        cfg = load_cfg(str(path))
+        cfg = loaded(path)
         solver, contrast = cfg.SOLVER, cfg.MODEL.PIXEL_CONTRAST
         assert numbers == [
             *(solver.BASE_LR, solver.HEAD_LR_MULTIPLIER, solver.WEIGHT_DECAY),
@@ -201,7 +385,7 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
 @pytest.mark.parametrize("width, dim", [("w18", 256), ("w48", 720)])
 def test_mmsegmentations_numbers(width, dim):
     path = zoo_path("Cityscapes", f"fcn_hrnet_{width}", "pixcontrast", "40k-mmseg")
-    cfg = load_cfg(str(path))
+    cfg = loaded(path)
     head, contrast = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.PIXEL_CONTRAST
     assert (head.FCN.KERNEL_SIZE, head.FCN.DROPOUT, head.CLASS_WEIGHTS) == (1, 0.0, [])
     assert dict(contrast.PROJECTOR) == {"TYPE": "mlp", "DIM": dim, "NORM": ""}
@@ -214,51 +398,112 @@ def test_mmsegmentations_numbers(width, dim):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in LEAVES if "_pixcontrast" in p.name and p.parent.name != "quick_schedules"]
+    "path",
+    [p for p in LEAVES if method_nodes(p.stem) and p.parent.name != "quick_schedules"],
+    ids=lambda path: path.stem,
 )
 def test_a_methods_config_differs_from_its_twin_in_the_method_only(path):
-    method = dict(flat(load_cfg(str(path))))
-    twin = dict(flat(load_cfg(re.sub("_pixcontrast(_mem)?", "_ce", str(path)))))
+    method = dict(flat(loaded(path)))
+    twin_name = re.sub(rf"_{METHOD}(?:_{METHOD})*", "_ce", path.name)
+    twin = dict(flat(loaded(path.with_name(twin_name))))
     differing = {k for k in method if method[k] != twin[k]}
-    allowed = ("MODEL.PIXEL_CONTRAST.", "MODEL.SEM_SEG_HEAD.TERMS", "OUTPUT_DIR")
+    own = tuple(f"MODEL.{node}." for node in method_nodes(path.stem))
+    allowed = (*own, "MODEL.SEM_SEG_HEAD.TERMS", "OUTPUT_DIR")
     assert differing and all(k.startswith(allowed) for k in differing)
 
 
-# What makes each family of networks small enough for a forward pass within a second.
-TINY = {
-    "deeplabv3_r50": {
-        "RESNETS.STEM_OUT_CHANNELS": 8,
-        "RESNETS.RES2_OUT_CHANNELS": 16,
-        "RESNETS.WIDTH_PER_GROUP": 4,
-        "SEM_SEG_HEAD.ASPP_CHANNELS": 16,
-    },
-    "fcn_hrnet_w18": {"TIMM.NAME": "hrnet_w18_small", "SEM_SEG_HEAD.FCN.CHANNELS": 16},
-    "ocr_hrnet_w48": {
-        "TIMM.NAME": "hrnet_w18_small",
-        "SEM_SEG_HEAD.OCR.CHANNELS": 16,
-        "SEM_SEG_HEAD.OCR.KEY_CHANNELS": 8,
-    },
-    "deeplabv3plus_mobilenetv2": {
-        "TIMM.NAME": "mobilenetv2_035",
-        "SEM_SEG_HEAD.ASPP_CHANNELS": 16,
-        "SEM_SEG_HEAD.CONVS_DIM": 16,
+# What makes each network small enough for a forward pass within a second.
+TINY_RESNET = {
+    "RESNETS.STEM_OUT_CHANNELS": 8,
+    "RESNETS.RES2_OUT_CHANNELS": 16,
+    "RESNETS.WIDTH_PER_GROUP": 4,
+}
+TINY_BACKBONES = {
+    "r50": TINY_RESNET,
+    "hrnet_w18": {"TIMM.NAME": "hrnet_w18_small"},
+    "hrnet_w48": {"TIMM.NAME": "hrnet_w18_small"},
+    "mobilenetv2": {"TIMM.NAME": "mobilenetv2_035"},
+    "s101": {"TIMM.NAME": "resnest14d"},
+    "swin_t": {"TIMM.DROP_PATH_RATE": 0.0},
+    "vit_l": {
+        "TIMM.NAME": "test_vit",
+        "TIMM.IMAGE_SIZE": 64,
+        "TIMM.OUT_FEATURES": ["block1", "block2", "block3", "block5"],
+        "SEM_SEG_HEAD.IN_FEATURES": ["block5"],
+        "SEM_SEG_HEAD.AUX.IN_FEATURES": ["block1", "block2", "block3"],
     },
 }
-TINY_CONTRAST = {
+TINY = {
+    **{f"SEM_SEG_HEAD.{decoder}.CHANNELS": 16 for decoder in ("FCN", "OCR", "PSP", "UPER", "AUX")},
+    "SEM_SEG_HEAD.OCR.KEY_CHANNELS": 8,
+    "SEM_SEG_HEAD.ASPP_CHANNELS": 16,
+    "SEM_SEG_HEAD.CONVS_DIM": 16,
     "PIXEL_CONTRAST.WARMUP": 0.0,
     "PIXEL_CONTRAST.MAX_VIEWS": 2,
     "PIXEL_CONTRAST.PROJECTOR.DIM": 8,
     "PIXEL_CONTRAST.MEMORY.REGION_SIZE": 4,
     "PIXEL_CONTRAST.MEMORY.PIXEL_SIZE": 8,
+    "CONTEXTRAST.PROJECTOR.DIM": 8,
+    "MULTI_SCALE_CONTRAST.PROJECTOR.DIM": 8,
+    "MULTI_SCALE_CONTRAST.MAX_SAMPLES": 100,
+    "DATASET_MEMORY.CHANNELS": 16,
+    "DATASET_MEMORY.KEY_CHANNELS": 8,
+    "DATASET_MEMORY.CONSISTENCY.START": 0.0,
+}
+STEPS = [
+    *[
+        ("Cityscapes", network, method, "40k")
+        for network in (
+            "deeplabv3_r50",
+            "fcn_hrnet_w18",
+            "ocr_hrnet_w48",
+            "deeplabv3plus_mobilenetv2",
+        )
+        for method in ("ce", "pixcontrast", "pixcontrast_mem")
+    ],
+    ("Cityscapes", "fcn_hrnet_w18", "contextrast", "40k"),
+    ("Cityscapes", "deeplabv3plus_mobilenetv2", "contextrast", "80k"),
+    ("Cityscapes", "deeplabv3plus_mobilenetv2", "multiscale", "80k"),
+    ("Cityscapes", "uper_swin_t", "ce", "80k"),
+    ("Cityscapes", "uper_swin_t", "contextrast", "80k"),
+    ("Cityscapes", "deeplabv3_hrnet_w48", "ce", "500ep-trainval"),
+    ("Cityscapes", "deeplabv3_hrnet_w48", "mcibi", "500ep-trainval"),
+    ("ADE20K", "deeplabv3_s101", "mcibi", "180ep"),
+    ("ADE20K", "deeplabv3_vit_l", "ce", "130ep"),
+    ("ADE20K", "deeplabv3_vit_l", "mcibi", "130ep"),
+    ("ADE20K", "fcn_r50", "mcibi", "130ep"),
+    ("ADE20K", "psp_r50", "ce", "130ep"),
+    ("ADE20K", "psp_r50", "mcibi", "130ep"),
+    ("ADE20K", "ocr_r50", "mcibi", "130ep"),
+    ("ADE20K", "fcn_r50", "mcibi_pp", "130ep"),
+    ("ADE20K", "uper_r50", "mcibi_pp", "130ep"),
+]
+LOSSES = {
+    "pixcontrast": {"loss_pixel_contrast"},
+    "pixcontrast_mem": {"loss_pixel_contrast"},
+    "contextrast": {"loss_contextrast"},
+    "multiscale": {"loss_multi_scale", "loss_cross_scale"},
+    "mcibi": {"loss_sem_seg_stage1", "loss_memory_consistency"},
+    "mcibi_pp": {"loss_sem_seg_stage1", "loss_sem_seg_context"},
 }
 
 
-@pytest.mark.parametrize("method", ["ce", "pixcontrast", "pixcontrast_mem"])
-@pytest.mark.parametrize("network", TINY)
-def test_one_tiny_step(network, method):
-    options = {"DEVICE": "cpu", **TINY[network], **TINY_CONTRAST}
+def expected_losses(cfg, method):
+    names = {"loss_sem_seg"} | LOSSES.get(method, set())
+    if cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES or "OCR" in cfg.MODEL.SEM_SEG_HEAD.DECODER:
+        names.add("loss_sem_seg_aux")
+    if not cfg.MODEL.DATASET_MEMORY.CONSISTENCY.LOSS_WEIGHT:
+        names.discard("loss_memory_consistency")
+    if cfg.MODEL.SEM_SEG_HEAD.DECODER == "FCNDecoder":  # has no context within the image
+        names.discard("loss_sem_seg_context")
+    return names
+
+
+@pytest.mark.parametrize("dataset, network, method, schedule", STEPS)
+def test_one_tiny_step(dataset, network, method, schedule):
+    options = {"DEVICE": "cpu", **TINY, **TINY_BACKBONES[network.split("_", 1)[1]]}
     pairs = [part for k, v in options.items() for part in (f"MODEL.{k}", v)]
-    cfg = load_cfg(str(zoo_path("Cityscapes", network, method, "40k")), pairs)
+    cfg = load_cfg(str(zoo_path(dataset, network, method, schedule)), pairs)
     torch.manual_seed(0)
     model = build_model(cfg)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
@@ -268,17 +513,16 @@ def test_one_tiny_step(network, method):
     model.train()
     model(batch)  # an empty memory contrasts with nothing: the second step counts
     losses = model(batch)
-    expected = {"loss_sem_seg"}
-    expected |= {"loss_sem_seg_aux"} if network.startswith(("deeplabv3_", "ocr")) else set()
-    expected |= {"loss_pixel_contrast"} if method != "ce" else set()
-    assert set(losses) == expected
+    assert set(losses) == expected_losses(cfg, method)
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
     # DDP waits for every parameter's gradient.
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.eval()
+    batch[0]["image"] = images[0, :, :51, :83]
     with torch.no_grad():
-        assert model(batch[:1])[0]["sem_seg"].shape == (19, 64, 96)
+        classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        assert model(batch[:1])[0]["sem_seg"].shape == (classes, 64, 96)
 
 
 def test_python_tags_are_refused(tmp_path):

@@ -1,16 +1,20 @@
 #!/usr/bin/env python
-"""Time and memory of the contrast losses against the published form of the same computation.
+"""Time and memory of the contrast losses and memories against the published form of the same.
 
     python tools/benchmark_contrast.py --preset memory --json memory.json
     python tools/benchmark_contrast.py --preset batch --json batch.json --device cuda
+    python tools/benchmark_contrast.py --preset mcibi --json mcibi.json
 
-Both forms run forward and backward in turn, in one process, and the medians are compared. The peak
-memory of each is measured in a fresh process, above the inputs. The file holds `time_ratio` and
-`memory_ratio` (published / ours), and under `published` and `ours` their `seconds` and
-`extra_bytes`. On Linux and CUDA.
+Both forms run in turn, in one process, and the medians are compared: losses forward and backward,
+the update of MCIBI's memory, attention forward. The peak memory of each is measured in a fresh
+process, above the inputs. The file holds `time_ratio` and `memory_ratio` (published / ours), and
+under `published` and `ours` their `seconds` and `extra_bytes`. With the preset mcibi, `loss` is
+the sum of the entries, and `attention` holds the `extra_bytes` of attention at two sizes. On Linux
+and CUDA.
 """
 
 import argparse
+import functools
 import json
 import logging
 import platform
@@ -26,6 +30,7 @@ from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import (
     ClassEntries,
+    DatasetMemory,
     gather_pixels,
     pixel_contrast_loss,
     random_keys,
@@ -111,6 +116,49 @@ class Batch:
         return dense_loss(rows, labels, rows, labels)
 
 
+class Update:
+    """Update of a memory of 150 classes by 2 x 512 x 64 x 64 features and 512 x 512 labels."""
+
+    MOMENTUM = 0.9
+
+    def __init__(self, device, tiny=False):
+        classes, dim, size, labels = (5, 8, 4, 32) if tiny else (150, 512, 64, 512)
+        torch.manual_seed(0)
+        self.leaf = torch.rand(2, dim, size, size, device=device)
+        cells = torch.randint(classes, (2, labels // 32 + 1, labels // 32 + 1), device=device)
+        cells[0, 0, 0] = IGNORE
+        self.labels = cells.repeat_interleave(32, 1).repeat_interleave(32, 2)
+        self.labels = self.labels[:, 16:-16, 16:-16].contiguous()
+        self.before = torch.rand(classes, dim, device=device)
+        self.before[0] = 0  # empty
+        self.memory = DatasetMemory(*self.before.shape).to(device)
+
+    def ours(self):
+        self.memory.entries.copy_(self.before[:, None])
+        self.memory.update(self.leaf, self.labels, momentum=self.MOMENTUM, ignore_value=IGNORE)
+        return self.memory.entries.sum()
+
+    def published(self):
+        return loop_update(self.before, self.leaf, self.labels, self.MOMENTUM).sum()
+
+
+class Attention:
+    """Attention of every position of a 256-channel map to every other one, without gradient."""
+
+    def __init__(self, height, width, device, tiny=False):
+        height, width = (4, 6) if tiny else (height, width)
+        torch.manual_seed(0)
+        self.leaf = torch.rand(3, 1, 1, height * width, 256, device=device)
+
+    def ours(self):
+        return F.scaled_dot_product_attention(*self.leaf).sum()
+
+    def published(self):
+        query, key, value = self.leaf
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        return (scores.softmax(dim=-1) @ value).sum()
+
+
 def dense_loss(anchors, labels, contrast, contrast_labels, mask_self=True):
     """Equation (3) of Wang et al., ICCV 2021, with every (N, K) matrix written out.
 
@@ -159,12 +207,41 @@ def loop_sampling(embeddings, labels, predictions):
     return torch.stack(anchors), torch.tensor([c for _, c in groups], device=labels.device)
 
 
-PRESETS = {"batch": Batch, "memory": Memory}
+def loop_update(memory, features, labels, momentum):
+    """(C, D) entries after an update in the published steps.
+
+    Features are upsampled to the labels and made channels-last, then there is a loop over the
+    classes that occur.
+    """
+    memory = memory.clone()
+    upsampled = F.interpolate(features, labels.shape[1:], mode="bilinear", align_corners=False)
+    rows = upsampled.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+    flat = labels.flatten()
+    for c in flat.unique().tolist():
+        if c == IGNORE:
+            continue
+        of_class = rows[flat == c]
+        if not memory[c].any():
+            memory[c] = of_class.mean(dim=0)
+            continue
+        distance = 1 - F.cosine_similarity(of_class, memory[c].expand_as(of_class))
+        new = (of_class * (distance / distance.sum())[:, None]).sum(dim=0)
+        memory[c] = (1 - momentum) * memory[c] + momentum * new
+    return memory
+
+
+PRESETS = {
+    "batch": Batch,
+    "memory": Memory,
+    "mcibi": Update,
+    "attention-64x128": functools.partial(Attention, 64, 128),
+    "attention-128x256": functools.partial(Attention, 128, 256),
+}
 FORMS = ("published", "ours")
 
 
 class Step(NamedTuple):
-    """One forward and backward."""
+    """One forward, and backward if there is a gradient."""
 
     seconds: float
     loss: float
@@ -177,7 +254,8 @@ def step(problem, form: str) -> Step:
         torch.cuda.synchronize()
     start = time.perf_counter()
     loss = getattr(problem, form)()
-    loss.backward()
+    if loss.requires_grad:
+        loss.backward()
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
@@ -240,6 +318,12 @@ def compare(preset: str, device: str, rounds: int) -> dict:
         }
         for form in FORMS
     }
+    if preset == "mcibi":
+        result["attention"] = {
+            name: {form: extra_bytes_of_fresh_process(name, form, device) for form in FORMS}
+            for name in PRESETS
+            if name.startswith("attention")
+        }
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
     return {
         "preset": preset,

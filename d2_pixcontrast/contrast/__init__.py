@@ -1,7 +1,9 @@
 """Losses, samplers, memories and projection heads of cross-image contrast. Needs torch alone."""
 
+from .class_memory import ClassMemory, MemoryEntries
 from .class_queue import ClassEntries, ClassQueue
-from .distributed import gather_batch
+from .dataset_memory import DatasetMemory
+from .distributed import gather_batch, sum_over_ranks
 from .losses import ContrastLoss, ExtraNegatives, pixel_contrast_loss
 from .memory_bank import MemoryBank, region_means
 from .mining import MINING_MODES, Mining
@@ -15,17 +17,22 @@ from .sampling import (
     sample_group_pixels,
     sample_hard_anchors,
 )
+from .statistics_memory import StatisticsMemory
 
 __all__ = [
     "MINING_MODES",
     "AnchorSample",
     "ClassEntries",
+    "ClassMemory",
     "ClassQueue",
     "ContrastLoss",
+    "DatasetMemory",
     "ExtraNegatives",
     "MemoryBank",
+    "MemoryEntries",
     "Mining",
     "ProjectionHead",
+    "StatisticsMemory",
     "gather_batch",
     "gather_pixels",
     "nearest_resize",
@@ -35,4 +42,5 @@ __all__ = [
     "sample_class_anchors",
     "sample_group_pixels",
     "sample_hard_anchors",
+    "sum_over_ranks",
 ]

@@ -19,3 +19,14 @@ def gather_batch(tensor: torch.Tensor) -> torch.Tensor:
     dist.all_gather(received, payload)
     shape = (len(received) * tensor.shape[0], *tensor.shape[1:])
     return torch.cat(received).view(tensor.dtype).view(shape)
+
+
+@torch.no_grad()
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of the ranks' tensors, the same bits on each; the tensor itself where there is one rank.
+
+    Every rank has to call it, with the same shape and dtype; the argument is overwritten.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

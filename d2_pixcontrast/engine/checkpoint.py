@@ -12,7 +12,7 @@ from .weights import TIMM_PREFIX, load_timm_file, load_timm_weights
 from .weights_file import check_hash_in_name, check_state, read_weights_file, weight_names
 
 # Parts of a training checkpoint that a model for inference does not have.
-_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_head.")
+_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
 # What ContrastWrapperHead puts before the names of the head that it wraps.
 _HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..modeling.backbone.timm_backbone import TimmBackbone, create_features
+from ..modeling.backbone.timm_backbone import TimmBackbone
+from ..modeling.backbone.timm_features import create_features
 
 TIMM_PREFIX = "timm://"
 WEIGHTS_DIR_VARIABLE = "PIXCONTRAST_WEIGHTS_DIR"
@@ -67,7 +68,8 @@ def _seeded_state(name: str, backbone: TimmBackbone, **kwargs) -> dict[str, torc
     """The feature extractor's state; what is not loaded has the same values each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_features(name, indices=backbone.out_indices, **kwargs).state_dict()
+        features = create_features(name, indices=backbone.out_indices, **backbone.options, **kwargs)
+    return features.state_dict()
 
 
 def _copy_pretrained(backbone: TimmBackbone, name: str, **kwargs) -> None:

@@ -40,6 +40,7 @@ class HeadWithTerms(nn.Module):
         decoded: torch.Tensor,
         logits: torch.Tensor,
         targets: torch.Tensor,
+        progress: TrainingProgress | None = None,
     ) -> dict[str, torch.Tensor]:
         """Losses of all terms, by name.
 
@@ -48,6 +49,7 @@ class HeadWithTerms(nn.Module):
             decoded: (B, C, h, w) input of the classifier; the terms know it as "decoder".
             logits: (B, num_classes, h, w) of the classifier.
             targets: (B, H, W) int64 labels.
+            progress: where training stands, if that has been asked in this forward already.
         """
         losses: dict[str, torch.Tensor] = {}
         if not len(self.terms):
@@ -57,7 +59,7 @@ class HeadWithTerms(nn.Module):
             logits=logits,
             labels=targets,
             ignore_value=self.ignore_value,
-            progress=self._next_progress(),
+            progress=progress or self.next_progress(),
             first_image=comm.get_rank() * targets.shape[0],
         )
         for term in self.terms.values():
@@ -66,7 +68,8 @@ class HeadWithTerms(nn.Module):
             self._record(scalars)
         return losses
 
-    def _next_progress(self) -> TrainingProgress:
+    def next_progress(self) -> TrainingProgress:
+        """Where training stands; to be asked once in every training forward."""
         if self._progress is not None:
             return self._progress
         progress = TrainingProgress(iteration=self._forwards, max_iter=max(self._forwards, 1))
@@ -74,7 +77,7 @@ class HeadWithTerms(nn.Module):
         return progress
 
     def _record(self, scalars: dict[str, torch.Tensor]) -> None:
-        """Write the terms' scalars; only now and then, since each of them waits for the device."""
+        """Write scalars; only now and then, since each of them waits for the device."""
         storage = current_event_storage()
         if scalars and storage is not None and (storage.iter + 1) % self.scalars_period == 0:
             storage.put_scalars(**_by_name(scalars))

@@ -1,4 +1,4 @@
-"""The segmentation head: decoder, classifier and training-only terms."""
+"""The segmentation head: decoder, data-set memory, classifier and training-only terms."""
 
 import torch
 from detectron2.config import configurable
@@ -7,18 +7,22 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
+from .aggregation import build_aggregation, build_joined_features
+from .aux_heads import build_aux_heads
 from .decoder import build_decoder
 from .head_with_terms import HeadWithTerms
-from .layers import classifier, conv_norm_relu
+from .layers import classifier
 from .losses import SegmentationLoss
 from .terms import build_terms
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class PixelContrastSemSegHead(HeadWithTerms):
-    """Decoder -> 1x1 classifier, and any set of training-only terms beside the cross-entropy.
+    """Decoder -> [data-set memory] -> 1x1 classifier, and any set of training-only terms beside the
+    cross-entropy.
 
-    In evaluation mode neither the terms nor the auxiliary head run: the network is the plain one.
+    In evaluation mode neither the terms nor the auxiliary heads run. Without a memory the network
+    is the plain one then; a memory is part of it, and only read.
     """
 
     @configurable
@@ -30,40 +34,44 @@ class PixelContrastSemSegHead(HeadWithTerms):
         loss: nn.Module,
         ignore_value: int,
         loss_weight: float = 1.0,
-        aux_head: nn.Module | None = None,
-        aux_feature: str = "",
+        aux_heads: nn.Module | None = None,
         aux_weight: float = 0.4,
+        joined: nn.Module | None = None,
+        aggregation: nn.Module | None = None,
         terms: nn.ModuleDict | None = None,
         scalars_period: int = 20,
     ):
         """
         Args:
             decoder: see :data:`~d2_pixcontrast.modeling.DECODER_REGISTRY`.
-            predictor: the classifier, from the decoder's features to logits.
+            predictor: the classifier, from the decoder's features (those of the ``aggregation``
+                where there is one) to logits.
             loss: (logits, labels) to a scalar, at label resolution.
             ignore_value: label without a class.
             loss_weight: factor of ``loss_sem_seg``.
-            aux_head: logits from one encoder feature; training only.
-            aux_feature: name of that feature.
-            aux_weight: factor of ``loss_sem_seg_aux``, of ``aux_head`` or of the decoder's own
-                auxiliary logits.
+            aux_heads: encoder features to a list of logits; training only.
+            aux_weight: factor of ``loss_sem_seg_aux``, the sum over ``aux_heads`` or that of the
+                decoder's own auxiliary logits.
+            joined: {name: (B, C, h, w)} of the backbone to those that the decoder reads.
+            aggregation: a :class:`~d2_pixcontrast.modeling.aggregation.DatasetMemoryAggregation`.
             terms: name to :class:`~d2_pixcontrast.modeling.Term`; training only.
             scalars_period: iterations between two records of the terms' scalars.
 
         Raises:
-            ValueError: an ``aux_head`` beside a decoder that gives auxiliary logits itself.
+            ValueError: ``aux_heads`` beside a decoder that gives auxiliary logits itself.
         """
         super().__init__()
+        self.joined = joined
         self.decoder = decoder
+        self.aggregation = aggregation
         self.predictor = predictor
         self.loss = loss
         self.loss_weight = loss_weight
-        self.aux_head = aux_head
-        self.aux_feature = aux_feature
+        self.aux_heads = aux_heads
         self.aux_weight = aux_weight
-        if aux_head is not None and _predicts_aux(decoder):
+        if aux_heads is not None and _predicts_aux(decoder):
             raise ValueError(
-                f"MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE is {aux_feature!r}, but "
+                f"MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES is {list(aux_heads)}, but "
                 f"{type(decoder).__name__} has an auxiliary head of its own; leave it empty"
             )
         self.set_terms(terms, ignore_value=ignore_value, scalars_period=scalars_period)
@@ -71,26 +79,33 @@ class PixelContrastSemSegHead(HeadWithTerms):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
-        # Training-only parts come last: with one seed the rest starts from the same weights.
-        decoder = build_decoder(cfg, input_shape)
-        predictor = classifier(decoder.out_channels, head.NUM_CLASSES)
-        aux = _build_aux_head(cfg, input_shape)
+        # What a method adds comes last: with one seed the rest starts from the same weights.
+        joined = build_joined_features(cfg, input_shape)
+        names = list(head.IN_FEATURES) if joined is None else [joined.NAME]
+        encoded = input_shape if joined is None else {joined.NAME: joined.shape}
+        decoder = build_decoder(cfg, encoded, names)
+        width = cfg.MODEL.DATASET_MEMORY.CHANNELS if cfg.MODEL.DATASET_MEMORY.ENABLED else None
+        predictor = classifier(width or decoder.out_channels, head.NUM_CLASSES)
+        aux_heads = build_aux_heads(cfg, input_shape)
+        aggregation = build_aggregation(cfg, {n: encoded[n] for n in names}, decoder)
         loss = SegmentationLoss(
             ignore_value=head.IGNORE_VALUE,
             loss_type=head.LOSS_TYPE,
             class_weights=head.CLASS_WEIGHTS,
             num_classes=head.NUM_CLASSES,
         )
-        decoded = ShapeSpec(channels=decoder.out_channels, stride=decoder.out_stride)
+        last = aggregation or decoder
+        decoded = ShapeSpec(channels=last.out_channels, stride=last.out_stride)
         return dict(
             decoder=decoder,
             predictor=predictor,
             loss=loss,
             ignore_value=head.IGNORE_VALUE,
             loss_weight=head.LOSS_WEIGHT,
-            aux_head=aux,
-            aux_feature=head.AUX.IN_FEATURE,
+            aux_heads=aux_heads,
             aux_weight=head.AUX.LOSS_WEIGHT,
+            joined=joined,
+            aggregation=aggregation,
             terms=build_terms(cfg, {**input_shape, "decoder": decoded}),
             scalars_period=head.SCALARS_PERIOD,
         )
@@ -104,40 +119,47 @@ class PixelContrastSemSegHead(HeadWithTerms):
         Returns:
             (None, losses) in training, else ((B, num_classes, H, W) logits, {}).
         """
-        decoded = self.decoder(features)
-        logits = self.predictor(decoded.features)
+        encoded = features if self.joined is None else self.joined(features)
+        decoded = self.decoder(encoded)
+        if self.aggregation is None:
+            aggregated, out_stride = decoded, self.decoder.out_stride
+        else:
+            aggregated = self.aggregation(encoded, decoded.features)
+            out_stride = self.aggregation.out_stride
+        logits = self.predictor(aggregated.features)
         if self.training:
-            return None, self.losses(features, decoded, logits, targets)
+            return None, self.losses(features, decoded, aggregated, logits, targets)
+        if self.aggregation is not None and self.aggregation.second_pass:
+            logits = self.predictor(self.aggregation.again(aggregated, logits).features)
         logits = F.interpolate(
-            logits, scale_factor=self.decoder.out_stride, mode="bilinear", align_corners=False
+            logits, scale_factor=out_stride, mode="bilinear", align_corners=False
         )
         return logits, {}
 
-    def losses(self, features, decoded, logits, targets) -> dict[str, torch.Tensor]:
-        """Cross-entropy, auxiliary cross-entropy and the terms' losses, by name."""
+    def losses(self, features, decoded, aggregated, logits, targets) -> dict[str, torch.Tensor]:
+        """All losses by name: cross-entropies, the memory's, the terms'. The memory learns here."""
         losses = {"loss_sem_seg": self.loss(logits, targets) * self.loss_weight}
-        aux_logits = decoded.aux_logits if _predicts_aux(self.decoder) else None
-        if self.aux_head is not None:
-            aux_logits = self.aux_head(features[self.aux_feature])
-        if aux_logits is not None:
-            losses["loss_sem_seg_aux"] = self.loss(aux_logits, targets) * self.aux_weight
-        losses.update(self.term_losses(features, decoded.features, logits, targets))
+        aux_logits = [decoded.aux_logits] if _predicts_aux(self.decoder) else []
+        if self.aux_heads is not None:
+            aux_logits = self.aux_heads(features)
+        if aux_logits:
+            aux_losses = [self.loss(aux, targets) for aux in aux_logits]
+            losses["loss_sem_seg_aux"] = sum(aux_losses) * self.aux_weight
+        progress = self.next_progress()
+        if self.aggregation is not None:
+            losses.update(self._memory_losses(aggregated, targets, progress))
+        losses.update(self.term_losses(features, aggregated.features, logits, targets, progress))
         return losses
+
+    def _memory_losses(self, aggregated, targets, progress) -> dict[str, torch.Tensor]:
+        scalars = self.aggregation.update(
+            aggregated, targets, ignore_value=self.ignore_value, progress=progress
+        )
+        self._record(scalars)
+        return self.aggregation.losses(
+            aggregated, targets, loss=self.loss, predictor=self.predictor, progress=progress
+        )
 
 
 def _predicts_aux(decoder: nn.Module) -> bool:
     return getattr(decoder, "predicts_aux", False)
-
-
-def _build_aux_head(cfg, input_shape) -> nn.Module | None:
-    head = cfg.MODEL.SEM_SEG_HEAD
-    if not head.AUX.IN_FEATURE:
-        return None
-    if head.AUX.IN_FEATURE not in input_shape:
-        raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE is {head.AUX.IN_FEATURE!r}; "
-            f"the backbone gives {sorted(input_shape)}"
-        )
-    channels = input_shape[head.AUX.IN_FEATURE].channels
-    hidden = conv_norm_relu(channels, head.AUX.CHANNELS, 3, head.NORM)
-    return nn.Sequential(hidden, nn.Dropout2d(0.1), classifier(head.AUX.CHANNELS, head.NUM_CLASSES))

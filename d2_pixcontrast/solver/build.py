@@ -14,13 +14,23 @@ _NORM_LAYERS = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+# What timm calls a transformer's position embeddings, relative position biases and extra tokens.
+_EMBEDDINGS = (
+    "pos_embed",
+    "absolute_pos_embed",
+    "relative_position_bias_table",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+)
 
 
 def parameter_groups(cfg, model: nn.Module) -> list[dict]:
     """Trainable parameters by learning rate and weight decay.
 
-    All but ``backbone.*`` learn SOLVER.HEAD_LR_MULTIPLIER times as fast. Parameters of norm layers
-    and biases have weight decays of their own.
+    ``backbone.*`` learns at SOLVER.BACKBONE_LR_MULTIPLIER times the base rate, all else at
+    SOLVER.HEAD_LR_MULTIPLIER times. Parameters of norm layers, biases and a transformer's
+    embeddings have weight decays of their own.
     """
     groups: dict[tuple[float, float], list] = {}
     seen = set()
@@ -29,12 +39,15 @@ def parameter_groups(cfg, model: nn.Module) -> list[dict]:
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            in_backbone = module_name == "backbone" or module_name.startswith("backbone.")
-            lr = cfg.SOLVER.BASE_LR * (1.0 if in_backbone else cfg.SOLVER.HEAD_LR_MULTIPLIER)
+            in_backbone = f"{module_name}.".startswith("backbone.")
+            head_lr, backbone_lr = cfg.SOLVER.HEAD_LR_MULTIPLIER, cfg.SOLVER.BACKBONE_LR_MULTIPLIER
+            lr = cfg.SOLVER.BASE_LR * (backbone_lr if in_backbone else head_lr)
             if isinstance(module, _NORM_LAYERS):
                 decay = cfg.SOLVER.WEIGHT_DECAY_NORM
             elif name == "bias":
                 decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
+            elif name in _EMBEDDINGS:
+                decay = cfg.SOLVER.WEIGHT_DECAY_EMBED
             else:
                 decay = cfg.SOLVER.WEIGHT_DECAY
             groups.setdefault((lr, decay), []).append(parameter)

@@ -18,7 +18,7 @@ from d2_pixcontrast.engine import SemSegCheckpointer
 
 @pytest.fixture
 def training_checkpoint(small_cfg, tmp_path):
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
     model = build_model(small_cfg)
     SemSegCheckpointer(model, str(tmp_path)).save("model_0000009", iteration=9)
     return model, str(tmp_path / "model_0000009.pth")

@@ -33,7 +33,7 @@ def test_detectron2s_deeplab_resnet(small_cfg):
             *("MODEL.RESNETS.NORM", "BN", "MODEL.RESNETS.STEM_TYPE", "deeplab"),
             *("MODEL.SEM_SEG_HEAD.DECODER", "DeepLabV3Decoder"),
             *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5"]),
-            *("MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE", "res4"),
+            *("MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES", ["res4"]),
             *("MODEL.PIXEL_CONTRAST.IN_FEATURES", ["res5"]),
         ]
     )

@@ -15,6 +15,8 @@ IN_FEATURES = {
     "DeepLabV3PlusDecoder": ["res2", "res5"],
     "FCNDecoder": ["res2", "res3", "res5"],
     "OCRDecoder": ["res2", "res3", "res5"],
+    "PSPDecoder": ["res5"],
+    "UPerDecoder": ["res2", "res3", "res5"],
 }
 
 
@@ -28,6 +30,7 @@ def features(height, width):
 def decoder_of(cfg, name):
     cfg.MODEL.SEM_SEG_HEAD.DECODER = name
     cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES = IN_FEATURES[name]
+    cfg.MODEL.SEM_SEG_HEAD.PSP.CHANNELS = cfg.MODEL.SEM_SEG_HEAD.UPER.CHANNELS = 16
     return build_decoder(cfg, SHAPES)
 
 
@@ -78,8 +81,12 @@ def test_errors(small_cfg):
     head.DECODER = "DeepLabV3PlusHead"
     with pytest.raises(ValueError, match=r"DECODER is 'DeepLabV3PlusHead'; did you mean DeepLabV3"):
         build_decoder(small_cfg, SHAPES)
-    head.DECODER, head.IN_FEATURES = "DeepLabV3Decoder", ["res2", "res5"]
-    with pytest.raises(ValueError, match="reads one feature"):
+    for one_feature in ("DeepLabV3Decoder", "PSPDecoder"):
+        head.DECODER, head.IN_FEATURES = one_feature, ["res2", "res5"]
+        with pytest.raises(ValueError, match=f"{one_feature} reads one feature"):
+            build_decoder(small_cfg, SHAPES)
+    head.DECODER, head.IN_FEATURES = "UPerDecoder", ["res5"]
+    with pytest.raises(ValueError, match=r"two features or more; .* is \['res5'\]"):
         build_decoder(small_cfg, SHAPES)
     head.IN_FEATURES = ["p2"]
     with pytest.raises(ValueError, match=r"IN_FEATURES is \['p2'\]; the backbone gives \['res2'"):

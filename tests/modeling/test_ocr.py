@@ -203,8 +203,8 @@ def test_no_matrix_of_pixels_by_pixels(small_cfg):
 
 
 def test_errors(small_cfg):
-    whole_model_cfg(small_cfg).MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
-    with pytest.raises(ValueError, match=r"AUX.IN_FEATURE is 'res5', but OCRDecoder has an aux"):
+    whole_model_cfg(small_cfg).MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
+    with pytest.raises(ValueError, match=r"AUX.IN_FEATURES is \['res5'\], but OCRDecoder has"):
         build_model(small_cfg)
     for in_features, region in [(["res5"], "res5"), (["res2", "res5"], "res3")]:
         with pytest.raises(ValueError, match=rf"REGION_FEATURE is '{region}'; .*\['res"):

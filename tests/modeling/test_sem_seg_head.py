@@ -30,7 +30,7 @@ def images(*sizes):
 @pytest.fixture
 def trained_and_plain(small_cfg):
     """A training model, and the plain one with its weights."""
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
     trained = build_model(small_cfg).eval()
     plain = build_model(inference_config(small_cfg)).eval()
     state = trained.state_dict()
@@ -43,7 +43,7 @@ def test_inference_is_that_of_the_plain_model(small_cfg, trained_and_plain):
     trained, plain = trained_and_plain
     ce = small_cfg.clone()
     ce.MODEL.SEM_SEG_HEAD.TERMS = []
-    ce.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = ""
+    ce.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = []
     reference = build_model(ce).eval()
     assert {k: v.shape for k, v in plain.state_dict().items()} == {
         k: v.shape for k, v in reference.state_dict().items()
@@ -71,12 +71,31 @@ def test_outputs_have_the_size_of_the_image(trained_and_plain, size):
 
 
 def test_training_losses_by_name(small_cfg):
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
     model = build_model(small_cfg).train()
     losses = model(batch())
     assert set(losses) == {"loss_sem_seg", "loss_sem_seg_aux", "loss_pixel_contrast"}
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_auxiliary_losses_of_several_features_are_summed(small_cfg):
+    """As published for ViT-L, which has heads on three of its blocks."""
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res2", "res5"]
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.CHANNELS = 12
+    head = build_model(small_cfg).train().sem_seg_head
+    features = {
+        name: torch.randn(2, block[0].in_channels, size, size)
+        for (name, block), size in zip(head.aux_heads.items(), (16, 4), strict=True)
+    }
+    labels = torch.randint(8, (2, 64, 64))
+    seen = []
+    head.aux_heads.register_forward_hook(lambda _, args, logits: seen.extend(logits))
+    _, losses = head(features, labels)
+    shallow, deep = (head.loss(logits, labels) for logits in seen)
+    assert seen[0].shape == (2, 8, 16, 16) and seen[1].shape == (2, 8, 4, 4)
+    torch.testing.assert_close(losses["loss_sem_seg_aux"], 0.4 * (shallow + deep))
+    assert head.aux_heads["res2"][0].out_channels == 12
 
 
 @pytest.mark.parametrize("value", [255, 0], ids=["all void", "one class"])
@@ -131,6 +150,8 @@ def test_scalars_are_written_now_and_then(small_cfg):
 
 
 def test_errors(small_cfg):
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res4"  # not among MODEL.TIMM.OUT_FEATURES
-    with pytest.raises(ValueError, match=r"AUX.IN_FEATURE is 'res4'; the backbone gives \['res2'"):
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res4"]  # not among MODEL.TIMM.OUT_FEATURES
+    with pytest.raises(
+        ValueError, match=r"AUX.IN_FEATURES is \['res4'\]; the backbone gives \['res2'"
+    ):
         build_model(small_cfg)

@@ -5,6 +5,7 @@ import torch
 from detectron2.layers import get_norm
 from torch import nn
 
+from d2_pixcontrast.modeling import TimmBackbone
 from d2_pixcontrast.solver import WarmupPolySchedule, build_lr_scheduler, build_optimizer
 
 
@@ -37,6 +38,49 @@ def test_parameter_groups(small_cfg, name, kind):
     assert group_of(optimizer, model.head[1].weight) == (1.0, 0.0)
     grouped = sum(len(g["params"]) for g in optimizer.param_groups)
     assert grouped == len(list(model.parameters()))
+
+
+def test_backbone_and_head_learn_at_rates_of_their_own(small_cfg):
+    """As published for ViT-L: the backbone at a tenth of the rate that the rest has."""
+    small_cfg.SOLVER.BASE_LR, small_cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 0.01, 0.1
+    model = TwoParts()
+    optimizer = build_optimizer(small_cfg, model)
+    assert group_of(optimizer, model.backbone[0].weight)[0] == pytest.approx(0.001)
+    assert group_of(optimizer, model.head[0].weight)[0] == 0.01
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "test_vit"])
+def test_embeddings_norms_and_biases_of_transformers_do_not_decay(small_cfg, name):
+    """Swin's published recipe: only the weights of linear maps and convolutions decay."""
+    small_cfg.SOLVER.merge_from_list(["OPTIMIZER", "AdamW", "WEIGHT_DECAY", 0.01])
+    model = nn.Module()
+    with torch.device("meta"):
+        model.backbone = TimmBackbone(name, out_norm="LN")
+    decays = {
+        parameter: group["weight_decay"]
+        for group in build_optimizer(small_cfg, model).param_groups
+        for parameter in group["params"]
+    }
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert {k for k, decay in decays.items() if decay} == set(linear)
+    assert set(decays.values()) == {0.0, 0.01}
+    small_cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.5
+    groups = build_optimizer(small_cfg, model).param_groups
+    (embeddings,) = [g["params"] for g in groups if g["weight_decay"] == 0.5]
+    assert len(embeddings) == (12 if name.startswith("swin") else 2)  # tables; positions and token
+
+
+def test_swins_schedule(small_cfg):
+    """Power 1 after 1500 iterations of linear warm-up from a millionth."""
+    small_cfg.SOLVER.merge_from_list(
+        ["POLY_LR_POWER", 1.0, "WARMUP_ITERS", 1500, "WARMUP_FACTOR", 1e-6, "MAX_ITER", 80000]
+    )
+    optimizer = build_optimizer(small_cfg, TwoParts())
+    schedule = build_lr_scheduler(small_cfg, optimizer)._multiplier
+    assert schedule(0.0) == pytest.approx(1e-6)
+    for iteration in (1, 750, 1499, 1500, 40000):
+        warm = min(1e-6 + (1 - 1e-6) * iteration / 1500, 1.0)
+        assert schedule(iteration / 80000) == pytest.approx((1 - iteration / 80000) * warm)
 
 
 def test_unknown_optimizer(small_cfg):

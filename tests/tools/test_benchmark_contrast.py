@@ -38,7 +38,20 @@ def test_both_forms_of_the_batch_sample_alike(benchmark):
     assert losses["ours"] == pytest.approx(losses["published"], rel=0.2)  # other random pixels
 
 
-@pytest.mark.parametrize("preset", ["batch", "memory"])
+def test_both_forms_of_the_update_learn_the_same(benchmark):
+    problem = benchmark.Update("cpu", tiny=True)
+    expected = benchmark.loop_update(problem.before, problem.leaf, problem.labels, problem.MOMENTUM)
+    problem.ours()
+    assert not torch.equal(expected, problem.before) and expected[0].any()
+    torch.testing.assert_close(problem.memory.entries[:, 0], expected)
+
+
+def test_both_forms_of_attention_compute_the_same(benchmark):
+    problem = benchmark.Attention(3, 5, "cpu")
+    torch.testing.assert_close(problem.published(), problem.ours())
+
+
+@pytest.mark.parametrize("preset", ["batch", "memory", "mcibi"])
 def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, capsys):
     extra = {"published": 3000, "ours": 30}
     monkeypatch.setattr(
@@ -52,6 +65,10 @@ def test_the_file_holds_the_ratios(benchmark, preset, tmp_path, monkeypatch, cap
     assert result["time_ratio"] == published["seconds"] / ours["seconds"] > 0
     assert result["memory_ratio"] == 100
     assert (published["extra_bytes"], ours["extra_bytes"]) == (3000, 30)
+    if preset == "mcibi":
+        assert result["attention"] == dict.fromkeys(
+            ["attention-64x128", "attention-128x256"], extra
+        )
 
 
 ALLOCATES_40_MIB = """

@@ -1,14 +1,13 @@
 """Any timm model with ``features_only`` as a detectron2 backbone."""
 
-import math
-
-import timm
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
+from timm.layers import LayerNorm2d
+from torch import nn
 
-from ..registry import suggest
+from .timm_features import create_features, feature_names, is_channels_last
 
 
 class TimmBackbone(Backbone):
@@ -16,11 +15,23 @@ class TimmBackbone(Backbone):
 
     A feature is called "res" + log2 of its stride in the undilated network: "res1" (stride 2) to
     "res5" (stride 32), as in detectron2's ResNets. HRNet gives its four branches as "res2"
-    (stride 4) to "res5". The weights keep timm's names below ``body.``.
+    (stride 4) to "res5", and so do Swin's four stages. A plain vision transformer, all of whose
+    features have the stride of its patches, gives "block0" to "block11" or more: what leaves
+    timm's ``blocks.0`` and so on, the numbers that segmentation code calls out_indices.
+
+    Images have to be a multiple of :attr:`size_divisibility`; detectron2's meta-architectures pad
+    them and crop the result. The weights keep timm's names below ``body.``.
     """
 
     def __init__(
-        self, name: str, *, output_stride: int = 32, out_features: list[str] | None = None
+        self,
+        name: str,
+        *,
+        output_stride: int = 32,
+        out_features: list[str] | None = None,
+        image_size: int = 0,
+        drop_path_rate: float = 0.0,
+        out_norm: str = "",
     ):
         """
         Args:
@@ -28,24 +39,34 @@ class TimmBackbone(Backbone):
             output_stride: 8, 16 or 32; the network's strides beyond it become dilations.
             out_features: names to compute; empty or None for all. Parameters of deeper stages,
                 where timm builds them nevertheless, are frozen.
+            image_size: side in pixels of the images that a transformer's position embeddings are
+                stored for, pretrained ones being resampled; 0 for that of the pretraining. Other
+                sizes work too and resample them in each forward.
+            drop_path_rate: of stochastic depth, in the deepest block.
+            out_norm: "LN" for a new layer norm on each feature, as the published Swin and ViT
+                segmentation networks have it; "" for none.
 
         Raises:
-            ValueError: timm knows no such model, it cannot give features or this stride, or it has
-                no feature of a name in ``out_features``.
+            ValueError: timm knows no such model, it cannot give features or this stride, it takes
+                no such image size or rate, or it has no feature of a name in ``out_features``.
         """
         super().__init__()
-        names = _feature_names(name)
+        self.name = name
+        self.options = {"image_size": image_size, "drop_path_rate": drop_path_rate}
+        with torch.device("meta"):
+            names = feature_names(create_features(name))
         wanted = list(out_features or names)
         unknown = [f for f in wanted if f not in names]
         if unknown:
             raise ValueError(
                 f"MODEL.TIMM.OUT_FEATURES: {name} has no feature {unknown}; it has {names}"
             )
-        indices = [names.index(f) for f in names if f in wanted]
-        self.name = name
-        self.out_indices = tuple(indices)
-        self.body = create_features(name, output_stride, indices)
-        self._out_features = [names[i] for i in indices]
+        if out_norm not in ("", "LN"):
+            raise ValueError(f"MODEL.TIMM.OUT_NORM is {out_norm!r}; known are '' and 'LN'")
+        self.out_indices = tuple(names.index(f) for f in names if f in wanted)
+        self.body = create_features(name, output_stride, self.out_indices, **self.options)
+        self._channels_last = is_channels_last(self.body)
+        self._out_features = [names[i] for i in self.out_indices]
         if names[-1] not in wanted:
             self._freeze_unused(output_stride)
         channels = self.body.feature_info.channels()
@@ -54,12 +75,16 @@ class TimmBackbone(Backbone):
             f: ShapeSpec(channels=c, stride=s)
             for f, c, s in zip(self._out_features, channels, strides, strict=True)
         }
+        self.out_norms = nn.ModuleDict(
+            {f: LayerNorm2d(s.channels) for f, s in self._shapes.items()} if out_norm else {}
+        )
 
     def _freeze_unused(self, output_stride: int) -> None:
         """Freeze what no output depends on: DDP would wait for its gradients."""
-        with torch.device("meta"):
-            probe = create_features(self.name, output_stride, self.out_indices)
-            total = sum(feature.sum() for feature in probe(torch.zeros(1, 3, 64, 64)))
+        with torch.enable_grad(), torch.device("meta"):
+            probe = create_features(self.name, output_stride, self.out_indices, **self.options)
+            # Two images: ResNeSt normalises over pooled maps, one number per image and channel.
+            total = sum(feature.sum() for feature in probe(torch.zeros(2, 3, 64, 64)))
         parameters = dict(probe.named_parameters())
         gradients = torch.autograd.grad(total, parameters.values(), allow_unused=True)
         for key, gradient in zip(parameters, gradients, strict=True):
@@ -79,44 +104,24 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, 3, H, W) normalised images to {name: (B, C, H / stride, W / stride)}."""
-        return dict(zip(self._out_features, self.body(x), strict=True))
+        maps = self.body(x)
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        features = dict(zip(self._out_features, maps, strict=True))
+        return (
+            {f: self.out_norms[f](m) for f, m in features.items()} if self.out_norms else features
+        )
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """MODEL.BACKBONE.NAME "build_timm_backbone": the timm model of MODEL.TIMM."""
     node = cfg.MODEL.TIMM
-    return TimmBackbone(node.NAME, output_stride=node.OUTPUT_STRIDE, out_features=node.OUT_FEATURES)
-
-
-def create_features(name: str, output_stride: int = 32, indices=None, **kwargs):
-    """``timm.create_model(features_only=True)`` with errors that say what to change.
-
-    Raises:
-        ValueError: as for :class:`TimmBackbone`.
-    """
-    base = name.split(".")[0]
-    if not timm.is_model(base):
-        raise ValueError(f"MODEL.TIMM.NAME is {name!r}; {suggest(base, timm.list_models())}")
-    if output_stride != 32:  # passing the default to models without the argument is an error
-        kwargs["output_stride"] = output_stride
-    if indices is not None:
-        kwargs["out_indices"] = tuple(indices)
-    if base.startswith("hrnet"):
-        kwargs["feature_location"] = ""  # the branches themselves, without classification convs
-    try:
-        return timm.create_model(name, features_only=True, **kwargs)
-    except (TypeError, NotImplementedError, AttributeError, RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"timm cannot build {name!r} as a feature extractor with MODEL.TIMM.OUTPUT_STRIDE "
-            f"{output_stride}: {error}"
-        ) from error
-
-
-def _feature_names(name: str) -> list[str]:
-    """Names of all features, from the strides of the undilated network."""
-    with torch.device("meta"):
-        strides = create_features(name).feature_info.reduction()
-    # Equal or repeated strides (HRNet's stem, ViTs) still get one name each, counting up.
-    first = int(math.log2(strides[0]))
-    return [f"res{first + i}" for i in range(len(strides))]
+    return TimmBackbone(
+        node.NAME,
+        output_stride=node.OUTPUT_STRIDE,
+        out_features=node.OUT_FEATURES,
+        image_size=node.IMAGE_SIZE,
+        drop_path_rate=node.DROP_PATH_RATE,
+        out_norm=node.OUT_NORM,
+    )

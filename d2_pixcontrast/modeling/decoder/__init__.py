@@ -4,6 +4,8 @@ from .base import DECODER_REGISTRY, DecoderOutput, build_decoder
 from .deeplab import DeepLabV3Decoder, DeepLabV3PlusDecoder
 from .fcn import FCNDecoder
 from .ocr import OCRDecoder
+from .psp import PSPDecoder
+from .uper import UPerDecoder
 
 __all__ = [
     "DECODER_REGISTRY",
@@ -12,5 +14,7 @@ __all__ = [
     "DeepLabV3PlusDecoder",
     "FCNDecoder",
     "OCRDecoder",
+    "PSPDecoder",
+    "UPerDecoder",
     "build_decoder",
 ]

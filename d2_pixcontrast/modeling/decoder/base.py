@@ -17,7 +17,8 @@ Decoders of PixelContrastSemSegHead, by MODEL.SEM_SEG_HEAD.DECODER.
 A registered class is called as ``cls(cfg, input_shape)`` with the ShapeSpecs of
 MODEL.SEM_SEG_HEAD.IN_FEATURES. It has ``out_channels`` and ``out_stride``, and its ``forward`` maps
 {name: (B, C, h, w)} to a :class:`DecoderOutput`. One that gives auxiliary logits says so with a
-class attribute ``predicts_aux = True``.
+class attribute ``predicts_aux = True``. The output is taken for the context within the image by a
+data-set memory, unless ``gives_context = False`` says that it is no more than each pixel's own.
 """
 
 
@@ -33,20 +34,36 @@ class DecoderOutput(NamedTuple):
     aux_logits: torch.Tensor | None = None
 
 
-def build_decoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The decoder that the config names, on the encoder features that it names.
+def select_features(input_shape: dict[str, ShapeSpec], names: list[str]) -> dict[str, ShapeSpec]:
+    """The encoder features that MODEL.SEM_SEG_HEAD.IN_FEATURES names.
 
     Raises:
-        ValueError: unknown decoder, or a feature that the backbone does not give.
+        ValueError: no name, or one of a feature that the backbone does not give.
     """
-    names = list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES)
     missing = [name for name in names if name not in input_shape]
     if missing or not names:
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {names}; the backbone gives {sorted(input_shape)}"
         )
+    return {name: input_shape[name] for name in names}
+
+
+def build_decoder(
+    cfg, input_shape: dict[str, ShapeSpec], names: list[str] | None = None
+) -> nn.Module:
+    """The decoder that the config names.
+
+    Args:
+        cfg: of the model.
+        input_shape: the features that there are.
+        names: of those that it reads; None = MODEL.SEM_SEG_HEAD.IN_FEATURES.
+
+    Raises:
+        ValueError: unknown decoder, or a feature that there is not.
+    """
+    names = list(cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES) if names is None else names
     decoder = lookup(DECODER_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.DECODER, "MODEL.SEM_SEG_HEAD.DECODER")
-    return decoder(cfg, {name: input_shape[name] for name in names})
+    return decoder(cfg, select_features(input_shape, names))
 
 
 def on_finest_grid(features: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:

@@ -12,6 +12,8 @@ from .base import DECODER_REGISTRY, DecoderOutput, on_finest_grid
 class FCNDecoder(nn.Module):
     """Features on the finest grid, concatenated, one convolution: HRNetV2 (Wang et al., 2019)."""
 
+    gives_context = False  # within the image: a data-set memory stores the output itself
+
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
         super().__init__()
         head = cfg.MODEL.SEM_SEG_HEAD
