@@ -134,7 +134,9 @@ def test_flags_exist():
     sources.append(default_argument_parser().format_help())
     known = "\n".join(sources)
     for path in DOCUMENTS:
-        text = re.sub(r"^.*\b(?:pip|git|apt|PIP_ARGS)\b.*$", "", path.read_text(), flags=re.MULTILINE)
+        text = re.sub(
+            r"^.*\b(?:pip|git|apt|PIP_ARGS)\b.*$", "", path.read_text(), flags=re.MULTILINE
+        )
         for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)):
             assert re.search(rf"{flag}(?![\w-])", known), f"{path.name}: {flag}"
 

@@ -32,6 +32,25 @@ NETWORKS = {
         "MODEL.SEM_SEG_HEAD.OCR.KEY_CHANNELS": 8,
         "MODEL.SEM_SEG_HEAD.OCR.REGION_FEATURE": "res4",
     },
+    "PSPDecoder": {
+        **RESNET,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
+        "MODEL.SEM_SEG_HEAD.PSP.CHANNELS": 16,
+    },
+    "UPerDecoder": {
+        **RESNET,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res5"],
+        "MODEL.SEM_SEG_HEAD.UPER.CHANNELS": 16,
+    },
+    # A data-set memory between decoder and classifier.
+    "DatasetMemory": {
+        **RESNET,
+        "MODEL.SEM_SEG_HEAD.DECODER": "DeepLabV3Decoder",
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res5"],
+        "MODEL.DATASET_MEMORY.ENABLED": True,
+        "MODEL.DATASET_MEMORY.CHANNELS": 16,
+        "MODEL.DATASET_MEMORY.KEY_CHANNELS": 8,
+    },
 }
 
 
@@ -46,7 +65,7 @@ def network(cfg):
     model = build_model(inference_config(cfg)).eval()
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.state_dict().items():
-        if "running_mean" in name:
+        if "running_mean" in name or name.endswith("memory.entries"):
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
     spread = eager(model, random_image((65, 97))).std(dim=(1, 2)).mean()
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from networks import NETWORKS, eager, network, network_cfg, random_image
 
-from d2_pixcontrast.export import InferenceGraph, network_cost, trace, write_onnx, write_torch
+from d2_pixcontrast.export import InferenceGraph, network_cost, trace, write_onnx
 from d2_pixcontrast.export.__main__ import main
 from d2_pixcontrast.export.command import compare
 from d2_pixcontrast.modeling import DECODER_REGISTRY
@@ -18,11 +18,15 @@ from d2_pixcontrast.modeling import DECODER_REGISTRY
 SIZES = [(65, 97), (128, 64), (37, 161)]
 
 
-def test_every_decoder_is_exported_here():
+# Tracing takes seconds for each. A pyramid is what PSP and UPer have beyond the others.
+EXPORTED = [name for name in NETWORKS if name != "UPerDecoder"]
+
+
+def test_every_decoder_is_tested_here():
     assert {name for name, _ in DECODER_REGISTRY} <= set(NETWORKS)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=EXPORTED)
 def exported(request):
     """(model, its traced graph) of one decoder."""
     cfg = network_cfg(request.param)
@@ -40,13 +44,10 @@ def assert_equal_logits(model, run):
         assert (found - expected).abs().max() <= 1e-4, size
 
 
-def test_torch_export_equals_the_network(exported, tmp_path):
+def test_torch_export_equals_the_network(exported):
     model, program = exported
-    write_torch(program, tmp_path / "model.pt2", ["a", "ü"])
-    extra = {"classes.json": ""}
-    loaded = torch.export.load(tmp_path / "model.pt2", extra_files=extra)
-    assert json.loads(extra["classes.json"]) == ["a", "ü"]
-    assert_equal_logits(model, loaded.module())
+    with torch.no_grad():
+        assert_equal_logits(model, program.module())
 
 
 def test_onnx_equals_the_network(exported, tmp_path):
@@ -100,7 +101,7 @@ def test_cost_is_that_of_the_plain_network(decoder):
     """A model trained with terms and auxiliary head costs at inference what one without costs."""
     terms = {"MODEL.PIXEL_CONTRAST.MEMORY.ENABLED": True}
     if decoder != "OCRDecoder":  # which has its own
-        terms["MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE"] = "res5"
+        terms["MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES"] = ["res5"]
     trained = network(network_cfg(decoder, **terms))
     plain_cfg = network_cfg(decoder, **{"MODEL.SEM_SEG_HEAD.TERMS": []})
     plain = build_model(plain_cfg).eval()
@@ -127,6 +128,9 @@ def test_the_command_writes_what_needs_torch_alone(tmp_path, capsys):
     path = tmp_path / "new" / "model.pt2"
     arguments = ["--config-file", str(config), "--weights", str(weights), "--output", str(path)]
     main(["torch_export", *arguments])
+    extra = {"classes.json": ""}
+    torch.export.load(path, extra_files=extra)
+    assert json.loads(extra["classes.json"])[:2] == ["background", "disc"]
     printed = capsys.readouterr().out
     assert "model.pt2" in printed and "parameters" in printed and "at most" in printed
     code = (

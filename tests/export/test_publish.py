@@ -21,7 +21,7 @@ EVALUATION = {"mIoU": 12.345, "pACC": 50.0, "IoU-disc": 20.5, "ACC-disc": 30.0}
 @pytest.fixture
 def run(small_cfg, tmp_path):
     """(cfg, checkpoint) of a training with everything that publishing leaves out."""
-    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE = "res5"
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
     small_cfg.MODEL.PIXEL_CONTRAST.MEMORY.ENABLED = True
     small_cfg.MODEL.WEIGHTS = "/home/somebody/start.pth"
     torch.manual_seed(3)
@@ -61,7 +61,7 @@ def test_what_only_training_needs_is_gone(run, tmp_path):
     assert published.bytes_before == checkpoint.stat().st_size
     assert published.bytes_after == published.weights.stat().st_size < published.bytes_before / 2
     config, training = (load_cfg(str(p)) for p in (published.config, published.training_config))
-    assert config.MODEL.SEM_SEG_HEAD.TERMS == [] and config.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE == ""
+    assert config.MODEL.SEM_SEG_HEAD.TERMS == [] and config.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES == []
     assert training.MODEL.SEM_SEG_HEAD == cfg.MODEL.SEM_SEG_HEAD
     assert (
         training.SOLVER == cfg.SOLVER and training.MODEL.PIXEL_CONTRAST == cfg.MODEL.PIXEL_CONTRAST
