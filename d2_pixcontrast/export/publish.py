@@ -139,11 +139,14 @@ def _write_text(path: Path, text: str) -> Path:
 
 
 def _portable(cfg: CfgNode) -> CfgNode:
-    """The config without this machine's folders."""
+    """The config without this machine's folders, and with the names that files there give."""
     cfg = cfg.clone()
     cfg.OUTPUT_DIR = "./output"
     if "://" not in cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = os.path.basename(cfg.MODEL.WEIGHTS)
+    for name, node in cfg.DATASETS.get("SEM_SEG_FOLDERS", {}).items():
+        node.IMAGES, node.LABELS = (os.path.basename(p) for p in (node.IMAGES, node.LABELS))
+        node.CLASSES = list(MetadataCatalog.get(name).get("stuff_classes", node.CLASSES))
     return cfg
 
 

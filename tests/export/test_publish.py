@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import CONFIGS
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from networks import eager, random_image
 from safetensors.torch import load_file
@@ -98,6 +99,30 @@ def test_the_wrapper_is_gone(small_cfg, tmp_path):
     plain.load_state_dict(torch.load(published.weights, weights_only=True)["model"])
     assert torch.equal(plain.sem_seg_head.predictor.weight, model.sem_seg_head.predictor.weight)
     assert "SemSegFPNHead" in published.card.read_text().splitlines()[0]
+
+
+def test_a_memory_that_the_network_reads_stays(small_cfg, tmp_path):
+    small_cfg.MODEL.DATASET_MEMORY.ENABLED = True
+    small_cfg.MODEL.DATASET_MEMORY.CHANNELS = 16
+    small_cfg.MODEL.DATASET_MEMORY.KEY_CHANNELS = 8
+    model = build_model(small_cfg)
+    memory = model.sem_seg_head.aggregation.memory
+    memory.entries.copy_(torch.rand(memory.entries.shape))
+    SemSegCheckpointer(model, str(tmp_path)).save("model_final")
+    published = publish(small_cfg, str(tmp_path / "model_final.pth"), tmp_path / "out")
+    shared = load_inference_model(load_cfg(str(published.config)), str(published.weights))
+    assert torch.equal(shared.sem_seg_head.aggregation.memory.entries, memory.entries)
+    image = random_image((50, 70))
+    assert torch.equal(eager(shared, image), eager(model.eval(), image))
+
+
+def test_folders_of_ones_own_data_are_not_told(run, tmp_path):
+    cfg, checkpoint = run
+    node = {"IMAGES": "/home/somebody/images", "LABELS": "/home/somebody/l", "CLASSES": "c.txt"}
+    cfg.DATASETS.SEM_SEG_FOLDERS = CfgNode({"shapes_sem_seg_train": node})
+    published = publish(cfg, str(checkpoint), tmp_path / "out")
+    text = published.training_config.read_text()
+    assert "/home/somebody" not in text and "c.txt" not in text and "rhombus" in text
 
 
 def metrics(folder, *records):
