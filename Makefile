@@ -63,7 +63,7 @@ ifneq ($(shell cat $(STAMPS)/package 2>/dev/null),$(CURDIR))
 endif
 
 $(STAMPS)/package: $(STAMPS)/detectron2 setup.py pyproject.toml constraints.txt
-	$(INSTALL) --editable '.[vis,dev]'
+	$(INSTALL) --editable '.[vis,export,dev]'
 	@$(PY) -c 'import cv2' 2>/dev/null || { \
 	    echo "opencv-python does not import here (no libGL?): installing its headless build over it"; \
 	    $(INSTALL) --force-reinstall --no-deps opencv-python-headless; }

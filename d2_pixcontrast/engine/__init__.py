@@ -4,6 +4,7 @@ from .. import compat as _compat  # noqa: F401  (first: one clear message withou
 from .checkpoint import SemSegCheckpointer, plain_state_dict
 from .checkpoint_hooks import PREEMPTED, BestCheckpointHook, CheckpointHook, forward_sigterm
 from .hooks import TrainingProgressHook
+from .inference import load_inference_model
 from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
 from .trainer import Trainer
 
@@ -18,6 +19,7 @@ __all__ = [
     "evaluate",
     "forward_sigterm",
     "load_cfg",
+    "load_inference_model",
     "one_line_errors",
     "plain_state_dict",
     "prepare",

@@ -9,13 +9,8 @@ from fvcore.common.checkpoint import _IncompatibleKeys
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint_files import is_whole, keep_newest, numbered_checkpoints, write_atomically
-from .weights import (
-    TIMM_PREFIX,
-    load_timm_file,
-    load_timm_weights,
-    read_state_dict,
-    state_dict_keys,
-)
+from .weights import TIMM_PREFIX, load_timm_file, load_timm_weights
+from .weights_file import check_hash_in_name, check_state, read_weights_file, weight_names
 
 # Parts of a training checkpoint that a model for inference does not have.
 _TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
@@ -132,7 +127,8 @@ class SemSegCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """
         Raises:
-            ValueError: the file is missing, unreadable, or does not fit; the message names it.
+            ValueError: the file is missing, unreadable, not the one that its name says, would run
+                code, or does not fit; the message names it.
         """
         if path.startswith(TIMM_PREFIX):
             load_timm_weights(self.model, path.removeprefix(TIMM_PREFIX))
@@ -141,9 +137,10 @@ class SemSegCheckpointer(DetectionCheckpointer):
         if not path:
             return super().load(path, checkpointables)
         local = self._local_path(path)
+        check_hash_in_name(local)
         if not local.endswith(".pkl"):
             own = self.model.state_dict()
-            if not any(key.removeprefix("module.") in own for key in state_dict_keys(local)):
+            if not any(key.removeprefix("module.") in own for key in weight_names(local)):
                 load_timm_file(self.model, local)
                 self._refuse_backbone_alone(path)
                 return {}
@@ -159,10 +156,20 @@ class SemSegCheckpointer(DetectionCheckpointer):
             raise ValueError(f"MODEL.WEIGHTS: there is no file {path}")
         return local
 
-    def _load_file(self, filename: str):
-        if filename.endswith(".safetensors"):
-            return {"model": read_state_dict(filename)}
-        return super()._load_file(filename)
+    def _load_file(self, filename: str) -> dict:
+        """The checkpoint of a file, in the form that detectron2's ``_load_model`` wants.
+
+        Detectron2's own reader unpickles what it is given.
+        """
+        data = read_weights_file(filename)
+        if filename.endswith(".pkl") and not {"model", "__author__"} <= data.keys():
+            # Caffe2's and Detectron1's zoo; only whole detectors are below "blobs".
+            data = {"model": data.get("blobs", data), "__author__": "Caffe2"}
+            data["matching_heuristics"] = True
+        if "model" not in data:
+            data = {"model": data}
+        check_state(data["model"], filename)
+        return data
 
     def _load_model(self, checkpoint) -> _IncompatibleKeys:
         _drop_training_only(checkpoint["model"], self.model, self.logger)

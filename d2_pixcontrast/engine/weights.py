@@ -2,13 +2,9 @@
 
 import logging
 import os
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from ..modeling.backbone.timm_backbone import TimmBackbone
@@ -56,39 +52,6 @@ def load_timm_file(model: nn.Module, path: str, name: str | None = None) -> None
         # torch lists every tensor, one line each; the first says enough.
         reason = " ".join(str(error).split("\n\t")[:2]).strip()[:300]
         raise ValueError(f"{path} does not fit the backbone {backbone.name}: {reason}") from error
-
-
-def read_state_dict(path: str) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors file.
-
-    Raises:
-        ValueError: the file cannot be read; the message names it.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read weights from {path}: {error}") from error
-
-
-def state_dict_keys(path: str) -> list[str]:
-    """Names of the tensors in a weights file, without loading them.
-
-    Raises:
-        ValueError: the file cannot be read, or holds more than tensors and plain containers.
-    """
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        data = torch.load(path, map_location="meta", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is not a plain checkpoint: it is damaged, or loading it would run code"
-        ) from error
-    except (SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"cannot read weights from {path}: {error}") from error
-    state = data.get("model", data) if isinstance(data, dict) else {}
-    return [k for k in state if isinstance(k, str)] if isinstance(state, dict) else []
 
 
 def _timm_backbone(model: nn.Module, source: str) -> TimmBackbone:

@@ -1,0 +1,23 @@
+"""A trained network, ready for inference."""
+
+import torch
+from detectron2.modeling import build_model
+
+from ..compat import CfgNode
+from ..config import inference_config
+from .checkpoint import SemSegCheckpointer
+
+
+def load_inference_model(cfg: CfgNode, weights: str) -> torch.nn.Module:
+    """The network of ``cfg`` without its training-only parts, filled and in evaluation mode.
+
+    Args:
+        cfg: config of the training, or of a published model.
+        weights: what ``SemSegCheckpointer.load`` takes.
+
+    Raises:
+        ValueError: the weights cannot be read, or do not fill the network.
+    """
+    model = build_model(inference_config(cfg))
+    SemSegCheckpointer(model, strict=True).load(weights)
+    return model.eval()

@@ -1,0 +1,130 @@
+"""The README.md of a published model."""
+
+import platform
+from pathlib import Path
+
+import detectron2
+import torch
+
+from .. import __version__
+from ..compat import CfgNode
+from ..config import WRAPPER_NAME
+from ..engine.weights_file import file_sha256
+from .cost import NetworkCost
+from .results import Scores
+
+
+def model_card(
+    cfg: CfgNode,
+    *,
+    files: list[Path],
+    scores: Scores | None,
+    class_names: list[str],
+    cost: NetworkCost,
+) -> str:
+    """Markdown that says what the model is, what it was trained on and with, and how to use it.
+
+    Args:
+        cfg: config of the training.
+        files: the weights files, the first of which the examples use.
+        scores: None where none are known.
+        class_names: one per class.
+        cost: of the network at inference.
+    """
+    sections = [
+        f"# {_title(cfg)}",
+        _table(_facts(cfg, cost)),
+        "## Files",
+        _table(
+            {
+                f"`{path.name}`": f"{_megabytes(path)}, SHA-256 `{file_sha256(path)}`"
+                for path in files
+            }
+        ),
+        "`config.yaml` builds exactly this network; `training_config.yaml` is what it was trained "
+        "with.",
+        "## Scores",
+        _scores(scores, cfg, class_names),
+        "## Use",
+        _usage(files[0]),
+        "## Classes",
+        "\n".join(f"{index}. {name}" for index, name in enumerate(class_names)),
+        "## Licence",
+        "The weights are derived from the training data and from the weights that the training "
+        "started from: their licences say what may be done with this file, whatever the licence "
+        "of the code (Apache-2.0) is. Several of the public data sets allow research alone.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _title(cfg: CfgNode) -> str:
+    return f"{_network(cfg)} on {', '.join(cfg.DATASETS.TRAIN) or 'unnamed data'}"
+
+
+def _network(cfg: CfgNode) -> str:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if head.NAME == "PixelContrastSemSegHead":
+        decoder = head.DECODER
+    else:
+        decoder = head.WRAPPED if head.NAME == WRAPPER_NAME else head.NAME
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if backbone == "build_timm_backbone":
+        backbone = cfg.MODEL.TIMM.NAME
+    elif "resnet" in backbone:
+        backbone = f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
+    return f"{decoder}, {backbone}"
+
+
+def _facts(cfg: CfgNode, cost: NetworkCost) -> dict[str, str]:
+    solver, head = cfg.SOLVER, cfg.MODEL.SEM_SEG_HEAD
+    crop = "x".join(map(str, cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else "none"
+    return {
+        "Task": "semantic segmentation",
+        "Training data": ", ".join(cfg.DATASETS.TRAIN),
+        "Classes": f"{head.NUM_CLASSES}, ignored label {head.IGNORE_VALUE}",
+        "Terms in training": ", ".join(head.TERMS) or "none (cross-entropy alone)",
+        "Initial weights": cfg.MODEL.WEIGHTS or "random",
+        "Schedule": f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, crop {crop}, "
+        f"scale {tuple(cfg.INPUT.SCALE_RANGE)}",
+        "Optimiser": f"{solver.OPTIMIZER}, learning rate {solver.BASE_LR}, "
+        f"weight decay {solver.WEIGHT_DECAY}, {solver.LR_SCHEDULER_NAME}",
+        "Seed": str(cfg.SEED) if cfg.SEED >= 0 else "drawn",
+        "Cost": str(cost),
+        "Published with": f"d2_pixcontrast {__version__}, detectron2 {detectron2.__version__}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}",
+    }
+
+
+def _scores(scores: Scores | None, cfg: CfgNode, class_names: list[str]) -> str:
+    if scores is None:
+        return "Not known: no evaluation of this checkpoint lay beside it."
+    dataset = scores.dataset or ", ".join(cfg.DATASETS.TEST)
+    images = f", {scores.num_images} images" if scores.num_images else ""
+    values = {name: f"{value:.2f}" for name, value in scores.values.items()}
+    means = sorted((name for name in values if "-" not in name), key=lambda n: (n != "mIoU", n))
+    by_class = {name: values[f"IoU-{name}"] for name in class_names if f"IoU-{name}" in values}
+    text = f"{dataset}{images}, in percent, from the run's `{scores.source}`.\n\n"
+    text += _table({name: values[name] for name in means})
+    return f"{text}\n\nIoU by class:\n\n{_table(by_class)}" if by_class else text
+
+
+def _usage(weights: Path) -> str:
+    return f"""```bash
+python train_net.py --config-file config.yaml --eval-only MODEL.WEIGHTS {weights.name}
+```
+
+```python
+from d2_pixcontrast.engine import load_cfg, load_inference_model
+
+model = load_inference_model(load_cfg("config.yaml"), "{weights.name}")
+```"""
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    )
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 2**20:.1f} MiB"

@@ -1,0 +1,156 @@
+"""``export publish``: from a training's checkpoint to a folder that others can use."""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from safetensors.torch import save as safetensors_bytes
+
+from ..compat import CfgNode
+from ..config import inference_config
+from ..engine.inference import load_inference_model
+from ..engine.weights_file import read_weights_file
+from .cost import network_cost
+from .graph import InferenceGraph
+from .model_card import model_card
+from .results import find_results, read_results
+
+_HASH_DIGITS = 8
+
+
+class Published(NamedTuple):
+    """What :func:`publish` has written.
+
+    Attributes:
+        weights: ``model_final_<first digits of its SHA-256>.pth``.
+        safetensors: the same in that format, or None.
+        config: the config that the weights fill exactly.
+        training_config: the config that they were trained with.
+        card: README.md.
+        bytes_before, bytes_after: size of the checkpoint and of ``weights``.
+    """
+
+    weights: Path
+    safetensors: Path | None
+    config: Path
+    training_config: Path
+    card: Path
+    bytes_before: int
+    bytes_after: int
+
+
+def publish(
+    cfg: CfgNode,
+    weights: str,
+    output: Path,
+    *,
+    results: Path | None = None,
+    safetensors: bool = False,
+) -> Published:
+    """Write the network of a checkpoint, its configs and a model card to the folder ``output``.
+
+    The network is the one that inference runs: no terms, projectors, banks, auxiliary heads,
+    wrapper or optimiser. Whatever it reads at inference stays. The same checkpoint gives the same
+    bytes.
+
+    Args:
+        cfg: config of the training.
+        weights: a checkpoint of it.
+        output: folder, made where it is missing.
+        results: ``sem_seg_evaluation.json`` of these weights; None to look for the evaluation of
+            the checkpoint's iteration in the ``metrics.json`` beside it.
+        safetensors: write that format, too.
+
+    Raises:
+        ValueError: the weights cannot be read or do not fill the network, or ``results`` is not
+            such a file.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
+    scores = read_results(results) if results else None
+    model = load_inference_model(cfg, weights)
+    checkpoint = PathManager.get_local_path(weights)
+    if scores is None:
+        iteration = read_weights_file(checkpoint, map_location="meta").get("iteration")
+        scores = find_results(Path(checkpoint).parent, iteration, cfg.SOLVER.MAX_ITER)
+    state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
+    cost = network_cost(InferenceGraph(model, cfg.INPUT.FORMAT), _image_size(cfg))
+
+    output.mkdir(parents=True, exist_ok=True)
+    files = [_write_hashed(output, "pth", _torch_bytes(state))]
+    if safetensors:
+        files.append(
+            _write_hashed(output, "safetensors", safetensors_bytes(state, {"format": "pt"}))
+        )
+    cfg.MODEL.DEVICE = device
+    cfg = _portable(cfg)
+    card = model_card(cfg, files=files, scores=scores, class_names=class_names(cfg), cost=cost)
+    return Published(
+        weights=files[0],
+        safetensors=files[1] if safetensors else None,
+        config=_write_text(output / "config.yaml", _without_weights(inference_config(cfg)).dump()),
+        training_config=_write_text(output / "training_config.yaml", cfg.dump()),
+        card=_write_text(output / "README.md", card),
+        bytes_before=os.path.getsize(checkpoint),
+        bytes_after=os.path.getsize(files[0]),
+    )
+
+
+def class_names(cfg: CfgNode) -> list[str]:
+    """Names of the classes of the config's data; "class <id>" where that is not registered."""
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = MetadataCatalog.get(dataset).get("stuff_classes")
+        if names:
+            return list(names)
+    return [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+
+
+def _image_size(cfg: CfgNode) -> tuple[int, int]:
+    """The training's crop, or (512, 512) where there is none in pixels."""
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.TYPE == "absolute":
+        return tuple(crop.SIZE)
+    return 512, 512
+
+
+def _torch_bytes(state: dict[str, torch.Tensor]) -> bytes:
+    # Into memory: a file's name would become part of its content.
+    buffer = io.BytesIO()
+    torch.save({"model": state}, buffer)
+    return buffer.getvalue()
+
+
+def _write_hashed(folder: Path, ending: str, content: bytes) -> Path:
+    digits = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
+    path = folder / f"model_final_{digits}.{ending}"
+    path.write_bytes(content)
+    return path
+
+
+def _write_text(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _portable(cfg: CfgNode) -> CfgNode:
+    """The config without this machine's folders, and with the names that files there give."""
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = "./output"
+    if "://" not in cfg.MODEL.WEIGHTS:
+        cfg.MODEL.WEIGHTS = os.path.basename(cfg.MODEL.WEIGHTS)
+    for name, node in cfg.DATASETS.get("SEM_SEG_FOLDERS", {}).items():
+        node.IMAGES, node.LABELS = (os.path.basename(p) for p in (node.IMAGES, node.LABELS))
+        node.CLASSES = list(MetadataCatalog.get(name).get("stuff_classes", node.CLASSES))
+    return cfg
+
+
+def _without_weights(cfg: CfgNode) -> CfgNode:
+    """Where the published file will lie is not known here."""
+    cfg.MODEL.WEIGHTS = ""
+    return cfg

@@ -1,0 +1,210 @@
+"""What `export publish` writes: small, exact, repeatable, without this machine's folders."""
+
+import json
+
+import pytest
+import torch
+from conftest import CONFIGS
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from networks import eager, random_image
+from safetensors.torch import load_file
+
+from d2_pixcontrast.engine import SemSegCheckpointer, load_cfg, load_inference_model
+from d2_pixcontrast.engine.weights_file import file_sha256
+from d2_pixcontrast.export import publish
+from d2_pixcontrast.export.__main__ import main
+
+EVALUATION = {"mIoU": 12.345, "pACC": 50.0, "IoU-disc": 20.5, "ACC-disc": 30.0}
+
+
+@pytest.fixture
+def run(small_cfg, tmp_path):
+    """(cfg, checkpoint) of a training with everything that publishing leaves out."""
+    small_cfg.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES = ["res5"]
+    small_cfg.MODEL.PIXEL_CONTRAST.MEMORY.ENABLED = True
+    small_cfg.MODEL.WEIGHTS = "/home/somebody/start.pth"
+    torch.manual_seed(3)
+    model = build_model(small_cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sum(p.sum() for p in model.parameters() if p.requires_grad).backward()
+    optimizer.step()
+    folder = tmp_path / "run"
+    checkpointer = SemSegCheckpointer(model, str(folder), optimizer=optimizer)
+    folder.mkdir()
+    checkpointer.save("model_0000049", iteration=49)
+    checkpointer.save("model_final", iteration=59)
+    return small_cfg, folder / "model_final.pth"
+
+
+def test_the_files_fill_the_network_exactly(run, tmp_path):
+    cfg, checkpoint = run
+    published = publish(cfg, str(checkpoint), tmp_path / "out", safetensors=True)
+    trained = load_inference_model(cfg, str(checkpoint))
+    stored = torch.load(published.weights, weights_only=True)
+    assert list(stored) == ["model"]
+    assert stored["model"].keys() == trained.state_dict().keys()
+    shared = load_inference_model(load_cfg(str(published.config)), str(published.weights))
+    image = random_image((50, 70))
+    assert torch.equal(eager(shared, image), eager(trained, image))
+    for name, tensor in load_file(published.safetensors).items():
+        assert torch.equal(tensor, trained.state_dict()[name])
+    # Without this project's checkpointer, too.
+    plain = build_model(load_cfg(str(published.config)))
+    DetectionCheckpointer(plain).load(str(published.weights))
+    assert torch.equal(eager(plain.eval(), image), eager(trained, image))
+
+
+def test_what_only_training_needs_is_gone(run, tmp_path):
+    cfg, checkpoint = run
+    published = publish(cfg, str(checkpoint), tmp_path / "out")
+    assert published.bytes_before == checkpoint.stat().st_size
+    assert published.bytes_after == published.weights.stat().st_size < published.bytes_before / 2
+    config, training = (load_cfg(str(p)) for p in (published.config, published.training_config))
+    assert config.MODEL.SEM_SEG_HEAD.TERMS == [] and config.MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES == []
+    assert training.MODEL.SEM_SEG_HEAD == cfg.MODEL.SEM_SEG_HEAD
+    assert (
+        training.SOLVER == cfg.SOLVER and training.MODEL.PIXEL_CONTRAST == cfg.MODEL.PIXEL_CONTRAST
+    )
+    for path in (published.config, published.training_config, published.card):
+        text = path.read_text()
+        assert "/home/somebody" not in text and str(tmp_path) not in text, path
+
+
+def test_names_hold_the_hash_and_bytes_repeat(run, tmp_path):
+    cfg, checkpoint = run
+    a, b = (publish(cfg, str(checkpoint), tmp_path / n, safetensors=True) for n in "ab")
+    for path, other in zip((a.weights, a.safetensors), (b.weights, b.safetensors)):
+        assert path.name == other.name and path.read_bytes() == other.read_bytes()
+        assert path.stem == f"model_final_{file_sha256(path)[:8]}"
+    assert a.card.read_text() == b.card.read_text()
+    # Publishing what was published changes nothing.
+    again = publish(load_cfg(str(a.config)), str(a.weights), tmp_path / "again")
+    assert again.weights.name == a.weights.name
+
+
+def test_the_wrapper_is_gone(small_cfg, tmp_path):
+    head = small_cfg.MODEL.SEM_SEG_HEAD
+    head.NAME, head.WRAPPED, head.NORM = "ContrastWrapperHead", "SemSegFPNHead", "BN"
+    model = build_model(small_cfg)
+    SemSegCheckpointer(model, str(tmp_path)).save("model_final")
+    published = publish(small_cfg, str(tmp_path / "model_final.pth"), tmp_path / "out")
+    config = load_cfg(str(published.config))
+    assert (config.MODEL.SEM_SEG_HEAD.NAME, config.MODEL.SEM_SEG_HEAD.WRAPPED) == (
+        "SemSegFPNHead",
+        "",
+    )
+    plain = build_model(config)
+    plain.load_state_dict(torch.load(published.weights, weights_only=True)["model"])
+    assert torch.equal(plain.sem_seg_head.predictor.weight, model.sem_seg_head.predictor.weight)
+    assert "SemSegFPNHead" in published.card.read_text().splitlines()[0]
+
+
+def test_a_memory_that_the_network_reads_stays(small_cfg, tmp_path):
+    small_cfg.MODEL.DATASET_MEMORY.ENABLED = True
+    small_cfg.MODEL.DATASET_MEMORY.CHANNELS = 16
+    small_cfg.MODEL.DATASET_MEMORY.KEY_CHANNELS = 8
+    model = build_model(small_cfg)
+    memory = model.sem_seg_head.aggregation.memory
+    memory.entries.copy_(torch.rand(memory.entries.shape))
+    SemSegCheckpointer(model, str(tmp_path)).save("model_final")
+    published = publish(small_cfg, str(tmp_path / "model_final.pth"), tmp_path / "out")
+    shared = load_inference_model(load_cfg(str(published.config)), str(published.weights))
+    assert torch.equal(shared.sem_seg_head.aggregation.memory.entries, memory.entries)
+    image = random_image((50, 70))
+    assert torch.equal(eager(shared, image), eager(model.eval(), image))
+
+
+def test_folders_of_ones_own_data_are_not_told(run, tmp_path):
+    cfg, checkpoint = run
+    node = {"IMAGES": "/home/somebody/images", "LABELS": "/home/somebody/l", "CLASSES": "c.txt"}
+    cfg.DATASETS.SEM_SEG_FOLDERS = CfgNode({"shapes_sem_seg_train": node})
+    published = publish(cfg, str(checkpoint), tmp_path / "out")
+    text = published.training_config.read_text()
+    assert "/home/somebody" not in text and "c.txt" not in text and "rhombus" in text
+
+
+def metrics(folder, *records):
+    lines = [
+        json.dumps({"iteration": i, **{f"sem_seg/{k}": v + i for k, v in EVALUATION.items()}})
+        for i in records
+    ]
+    (folder / "metrics.json").write_text("\n".join([*lines, json.dumps({"iteration": 60})]))
+
+
+@pytest.mark.parametrize("weights, score", [("model_0000049.pth", 49), ("model_final.pth", 60)])
+def test_the_card_has_the_scores_of_these_weights(run, tmp_path, weights, score):
+    """The evaluation at the end of 60 iterations is recorded under 60, its checkpoint under 59."""
+    cfg, checkpoint = run
+    metrics(checkpoint.parent, 29, 49, 60)
+    card = publish(cfg, str(checkpoint.with_name(weights)), tmp_path / "out").card.read_text()
+    assert f"| mIoU | {12.345 + score:.2f} |" in card
+    assert f"| disc | {20.5 + score:.2f} |" in card
+    assert "shapes_sem_seg_val" in card
+
+
+def test_scores_of_other_weights_are_not_taken(run, tmp_path):
+    cfg, checkpoint = run
+    metrics(checkpoint.parent, 29, 49)
+    card = publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+    assert "mIoU" not in card and "Not known" in card
+
+
+def test_scores_from_a_file(run, tmp_path):
+    cfg, checkpoint = run
+    results = tmp_path / "sem_seg_evaluation.json"
+    results.write_text(json.dumps({"dataset": "mine", "num_images": 7, "sem_seg": EVALUATION}))
+    card = publish(cfg, str(checkpoint), tmp_path / "out", results=results).card.read_text()
+    assert "mine, 7 images" in card and "| mIoU | 12.35 |" in card
+    results.write_text("[]")
+    with pytest.raises(ValueError, match="--results .*sem_seg_evaluation.json"):
+        publish(cfg, str(checkpoint), tmp_path / "out", results=results)
+
+
+def test_the_card_says_what_a_reader_asks(run, tmp_path):
+    cfg, checkpoint = run
+    published = publish(cfg, str(checkpoint), tmp_path / "out")
+    card = published.card.read_text()
+    for text in (
+        "shapes_sem_seg_train",
+        "mobilenetv2_035",
+        "DeepLabV3PlusDecoder",
+        "PixelContrast",
+        "60 iterations of 4 images",
+        "crop 96x96",
+        "GFLOPs at 96x96",
+        f"torch {torch.__version__}",
+        file_sha256(published.weights),
+        published.weights.name,
+        "4. rhombus",
+        "licences",
+    ):
+        assert text in card, text
+
+
+def test_the_command_shows_both_sizes(run, tmp_path, capsys):
+    cfg, checkpoint = run
+    config = tmp_path / "config.yaml"
+    config.write_text(cfg.dump())
+    main(
+        ["publish", "--config-file", str(config), "--weights", str(checkpoint)]
+        + ["--output", str(tmp_path / "out"), "--safetensors"]
+    )
+    before, after, *paths = capsys.readouterr().out.splitlines()
+    assert str(checkpoint) in before and "MiB" in before
+    assert "model_final_" in after and "MiB" in after and "%" in after
+    assert len(paths) == 4
+
+
+def test_errors_fit_in_a_line(run, tmp_path):
+    _, checkpoint = run
+    config = str(CONFIGS / "CamVid-SemanticSegmentation" / "deeplabv3plus_mobilenetv2_ce_cpu.yaml")
+    for weights, message in ((checkpoint, "does not fit"), (tmp_path / "no.pth", "no file")):
+        with pytest.raises(SystemExit, match=message) as caught:
+            main(
+                ["publish", "--config-file", config, "--weights", str(weights)]
+                + ["--output", str(tmp_path / "out")]
+            )
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
