@@ -10,7 +10,7 @@ from torch import Tensor
 from ..compat import CfgNode
 from ..config import inference_config
 from ..data import SemSegMapper
-from ..data.datasets.builtin import distinct_colors
+from ..data.datasets.colors import distinct_colors
 from ..engine import SemSegCheckpointer, Trainer
 from ..evaluation import class_map
 from ..modeling.inference import with_sliding_window, with_test_time_augmentation

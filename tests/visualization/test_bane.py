@@ -216,7 +216,7 @@ def test_without_terms_the_panels_alone_are_drawn(checkpoint, tmp_path, capsys):
     SemSegCheckpointer(build_model(cfg), str(tmp_path)).save("plain")
     arguments = ["--image", "0007", "--image", "0003.png", "MODEL.SEM_SEG_HEAD.TERMS", "[]"]
     arguments += ["MODEL.CONTEXTRAST.BANE.TARGET", "confused"]
-    arguments += ["MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE", "res5"]
+    arguments += ["MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES", "['res5']"]
     run(tmp_path / "out", [str(tmp_path / "plain.pth")], *arguments)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"0003.png", "0007.png"}
 
