@@ -194,7 +194,7 @@ def test_half_precision_features_and_no_host_sync():
         ({"LEVEL_WEIGHTS": (0.1, 0.0, 1.0)}, "CONTEXTRAST.LEVEL_WEIGHTS has to be above 0, got 0"),
         ({"LOSS_WEIGHT": 0.0}, "CONTEXTRAST.LOSS_WEIGHT"),
         ({"TEMPERATURE": -0.1}, "CONTEXTRAST.TEMPERATURE"),
-        ({"MAX_POSITIVES": 0}, "CONTEXTRAST.MAX_POSITIVES"),
+        ({"MAX_POSITIVES": 7}, "CONTEXTRAST.MAX_POSITIVES is 7; the 8 classes"),
         ({"ANCHORS.LOW_WEIGHT": 1.5}, r"ANCHORS.LOW_WEIGHT has to be in \[0, 1\], got 1.5"),
         ({"NEGATIVES": "hard"}, r"CONTEXTRAST.NEGATIVES is 'hard'; known are \['bane', 'random'\]"),
         ({"BANE.KEEP_PERCENT": 0.0}, r"BANE.KEEP_PERCENT is a share in \(0, 100\], got 0"),

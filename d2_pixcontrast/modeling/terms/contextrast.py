@@ -89,7 +89,7 @@ class Contextrast(Term):
             detach: cut the anchors from the graph; gradients reach pixels only.
             all_ranks: anchors are means over the batch of all ranks.
             max_positives: pixels per level, evenly from the classes, that are positives of their
-                class' anchor.
+                class' anchor; at least one for each class.
             bane: chooses the boundary-aware negatives of each level; None = the negatives are the
                 sampled positives of the other classes.
 
@@ -97,17 +97,17 @@ class Contextrast(Term):
             ValueError: a number out of its range, or not one weight per level.
         """
         super().__init__(warmup)
-        require_positive(
-            _NODE,
-            LOSS_WEIGHT=loss_weight,
-            TEMPERATURE=temperature,
-            MAX_POSITIVES=max_positives,
-        )
+        require_positive(_NODE, LOSS_WEIGHT=loss_weight, TEMPERATURE=temperature)
         require_same_length(_NODE, IN_FEATURES=in_features, LEVEL_WEIGHTS=level_weights)
         for weight in level_weights:
             require_positive(_NODE, LEVEL_WEIGHTS=weight)
         if not 0 <= low_weight <= 1:
             raise ValueError(f"{_NODE}.ANCHORS.LOW_WEIGHT has to be in [0, 1], got {low_weight}")
+        if max_positives < num_classes:
+            raise ValueError(
+                f"{_NODE}.MAX_POSITIVES is {max_positives}; the {num_classes} classes of "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES need at least one each"
+            )
         self.projectors = nn.ModuleList(projectors)
         self.in_features = list(in_features)
         self.num_classes = num_classes
@@ -196,7 +196,7 @@ class Contextrast(Term):
         sample = sample_balanced(
             level.labels.flatten(0, 1)[None],  # groups over the batch
             level.pixel_keys,
-            classes[None],
+            classes[None],  # in any order, since there is room for all of them
             ignore_value=_NO_CLASS,
             max_samples=self.max_positives,
         )
