@@ -501,7 +501,7 @@ LOSSES = {
     "pixcontrast": {"loss_pixel_contrast"},
     "pixcontrast_mem": {"loss_pixel_contrast"},
     "contextrast": {"loss_contextrast"},
-    "multiscale": {"loss_multi_scale", "loss_cross_scale"},
+    "multiscale": {"loss_multiscale_contrast", "loss_crossscale_contrast"},
     "mcibi": {"loss_sem_seg_stage1", "loss_memory_consistency"},
     "mcibi_pp": {"loss_sem_seg_stage1", "loss_sem_seg_context"},
 }

@@ -97,7 +97,7 @@ def test_losses_and_gradients_are_those_of_loops():
     assert scalars["multi_scale/num_anchors/res2"] == sum(sizes["res2"].values())
     within = sum(w * naive_contrast(scales[n], scales[n], 0.1) for n, w in zip(NAMES, WEIGHTS))
     across = sum(naive_contrast(scales["res2"], scales[n], 0.1) for n in ("res5", "res3"))
-    expected = {"loss_multi_scale": 0.1 * within, "loss_cross_scale": 0.1 * 0.5 * across}
+    expected = {"loss_multiscale_contrast": 0.1 * within, "loss_crossscale_contrast": 0.1 * 0.5 * across}
     torch.testing.assert_close(losses, expected)
     targets = [*inputs.features.values(), *term.parameters()]
     for name in term.loss_names:
@@ -137,10 +137,10 @@ def test_caps_bound_the_samples():
 
 def test_without_cross_features_there_is_one_loss():
     term = make_term(cross_features=[])
-    assert term.loss_names == ("loss_multi_scale",)
+    assert term.loss_names == ("loss_multiscale_contrast",)
     losses, _ = term(make_inputs())
     off, _ = make_term(cross_features=[], warmup=0.9)(make_inputs())
-    assert set(losses) == set(off) == {"loss_multi_scale"}
+    assert set(losses) == set(off) == {"loss_multiscale_contrast"}
 
 
 def test_half_precision_features_and_no_host_sync():

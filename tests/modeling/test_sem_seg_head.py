@@ -162,7 +162,7 @@ def test_errors(small_cfg):
 ALL_TERMS = {
     "PixelContrast": {"loss_pixel_contrast"},
     "Contextrast": {"loss_contextrast"},
-    "MultiScaleContrast": {"loss_multi_scale", "loss_cross_scale"},
+    "MultiScaleContrast": {"loss_multiscale_contrast", "loss_crossscale_contrast"},
 }
 
 

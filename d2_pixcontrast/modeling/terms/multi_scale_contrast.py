@@ -27,7 +27,7 @@ class MultiScaleContrast(Term):
     """Embeds every encoder level and contrasts its pixels with one another, and those of the finest
     level with those of coarser ones."""
 
-    loss_names = ("loss_multi_scale", "loss_cross_scale")
+    loss_names = ("loss_multiscale_contrast", "loss_crossscale_contrast")
 
     @configurable
     def __init__(
@@ -53,9 +53,9 @@ class MultiScaleContrast(Term):
             in_features: names of the scales, the finest first.
             num_classes: number of classes.
             loss_weight: factor of both losses.
-            scale_weights: factor of each scale in ``loss_multi_scale``.
+            scale_weights: factor of each scale in ``loss_multiscale_contrast``.
             cross_features: scales that the finest is contrasted with.
-            cross_weight: factor of each of them in ``loss_cross_scale``.
+            cross_weight: factor of each of them in ``loss_crossscale_contrast``.
             temperature: tau.
             warmup: fraction of the training during which the term is off.
             max_samples: pixels per scale, at most.
@@ -89,7 +89,7 @@ class MultiScaleContrast(Term):
         if balance not in _BALANCES:
             raise ValueError(f"{_NODE}.BALANCE is {balance!r}; known are {list(_BALANCES)}")
         if not cross_features:
-            self.loss_names = ("loss_multi_scale",)
+            self.loss_names = ("loss_multiscale_contrast",)
         self.projectors = nn.ModuleList(projectors)
         self.in_features = list(in_features)
         self.num_classes = num_classes
