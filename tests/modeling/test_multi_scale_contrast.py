@@ -97,7 +97,10 @@ def test_losses_and_gradients_are_those_of_loops():
     assert scalars["multi_scale/num_anchors/res2"] == sum(sizes["res2"].values())
     within = sum(w * naive_contrast(scales[n], scales[n], 0.1) for n, w in zip(NAMES, WEIGHTS))
     across = sum(naive_contrast(scales["res2"], scales[n], 0.1) for n in ("res5", "res3"))
-    expected = {"loss_multiscale_contrast": 0.1 * within, "loss_crossscale_contrast": 0.1 * 0.5 * across}
+    expected = {
+        "loss_multiscale_contrast": 0.1 * within,
+        "loss_crossscale_contrast": 0.1 * 0.5 * across,
+    }
     torch.testing.assert_close(losses, expected)
     targets = [*inputs.features.values(), *term.parameters()]
     for name in term.loss_names:
