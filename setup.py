@@ -46,18 +46,23 @@ setup(
     package_data={"d2_pixcontrast.model_zoo": ["configs/**/*.yaml"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",  # before, a file that torch.load reads with weights_only could run code
+        "torchvision>=0.21",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
         "opencv-python>=4.8",
         "numpy>=1.26",
         "timm>=1.0",
+        "pillow>=10.1",
+        "safetensors>=0.4",
+        "tabulate>=0.9",
+        "tqdm>=4.29",
+        "pyyaml>=6",
     ],
     extras_require={
-        "vis": ["matplotlib>=3.7", "scikit-learn>=1.3", "pillow>=10"],
+        "vis": ["matplotlib>=3.7", "scikit-learn>=1.3"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.1"],
-        "datasets": ["tqdm>=4.29", "scipy>=1.11"],
+        "datasets": ["scipy>=1.11"],
         "dev": [
             "pytest>=8",
             "ruff>=0.6",

@@ -274,9 +274,9 @@ def _add_dataset_memory(cfg: CN) -> None:
     # Those of SEM_SEG_HEAD.IN_FEATURES that pixel representations are made of, concatenated on the
     # finest grid; [] = the deepest one. Not with FCNDecoder, whose output they are.
     node.IN_FEATURES = []
-    node.DROPOUT = 0.1  # share of channels, before each classifier
+    node.DROPOUT = 0.1  # share of channels, before each classifier; the decoder's own is off
     # The decoder's output, context within the image, is attended to ("attention", MCIBI) or read by
-    # the classifier as it is ("concat", MCIBI++; for decoders of a finer grid than the deepest).
+    # the classifier as it is ("concat", MCIBI++; also where the decoder's grid is the finer one).
     node.CONTEXT_FUSION = "attention"
     node.ENTRIES_PER_CLASS = 1  # "features": one attention each
     node.STRATEGY = "cosine"  # "features": pixels weighted by cosine distance; "mean": all alike

@@ -6,6 +6,7 @@ from torch.utils._pytree import tree_leaves
 
 # Operators whose result's value or shape the host has to wait for.
 SYNCING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "item"}
+SYNCING |= {"lift_fresh"}  # a Python number made a tensor: a GPU waits for the copy
 
 
 class Operators(TorchDispatchMode):

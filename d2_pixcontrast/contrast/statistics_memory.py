@@ -42,12 +42,12 @@ class StatisticsMemory(ClassMemory):
     @property
     def filled(self) -> torch.Tensor:
         """(C, 1) bool."""
-        start = self.statistics.new_tensor([0, 1])
-        return (self.statistics != start).any(dim=1, keepdim=True)
+        mean, std = self.statistics.split(1, dim=1)
+        return (mean != 0) | (std != 1)
 
     def reset(self) -> None:
         """Empty the memory; the codes stay."""
-        self.statistics.copy_(self.statistics.new_tensor([0, 1]))
+        self.statistics[:, 0], self.statistics[:, 1] = 0, 1
 
     @torch.no_grad()
     def update(

@@ -7,7 +7,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 from torch.nn import functional as F
 
-from .aggregation import build_aggregation, build_joined_features
+from .aggregation import build_aggregation, build_joined_features, without_dropout
 from .aux_heads import build_aux_heads
 from .decoder import build_decoder
 from .head_with_terms import HeadWithTerms
@@ -83,8 +83,9 @@ class PixelContrastSemSegHead(HeadWithTerms):
         joined = build_joined_features(cfg, input_shape)
         names = list(head.IN_FEATURES) if joined is None else [joined.NAME]
         encoded = input_shape if joined is None else {joined.NAME: joined.shape}
-        decoder = build_decoder(cfg, encoded, names)
-        width = cfg.MODEL.DATASET_MEMORY.CHANNELS if cfg.MODEL.DATASET_MEMORY.ENABLED else None
+        with_memory = cfg.MODEL.DATASET_MEMORY.ENABLED
+        decoder = build_decoder(without_dropout(cfg) if with_memory else cfg, encoded, names)
+        width = cfg.MODEL.DATASET_MEMORY.CHANNELS if with_memory else None
         predictor = classifier(width or decoder.out_channels, head.NUM_CLASSES)
         aux_heads = build_aux_heads(cfg, input_shape)
         aggregation = build_aggregation(cfg, {n: encoded[n] for n in names}, decoder)
@@ -152,13 +153,15 @@ class PixelContrastSemSegHead(HeadWithTerms):
         return losses
 
     def _memory_losses(self, aggregated, targets, progress) -> dict[str, torch.Tensor]:
+        losses = self.aggregation.losses(
+            aggregated, targets, loss=self.loss, predictor=self.predictor, progress=progress
+        )
+        # After the losses, which look at the memory that the network has read.
         scalars = self.aggregation.update(
             aggregated, targets, ignore_value=self.ignore_value, progress=progress
         )
         self._record(scalars)
-        return self.aggregation.losses(
-            aggregated, targets, loss=self.loss, predictor=self.predictor, progress=progress
-        )
+        return losses
 
 
 def _predicts_aux(decoder: nn.Module) -> bool:

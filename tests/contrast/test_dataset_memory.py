@@ -110,6 +110,20 @@ def test_features_along_their_entry_give_their_mean(per_class, dtype):
     assert torch.equal(result[0, 1:], memory_of(entries, dtype=dtype).entries[0, 1:])
 
 
+@pytest.mark.parametrize("total, length", [(9e-7, 2.0), (1.1e-6, 2.5)])
+def test_the_plain_mean_is_taken_below_the_published_sum_of_distances(total, length):
+    """Two pixels of lengths 1 and 3 whose distances to the entry are 1 : 3 and add up to this."""
+    entries = torch.zeros(1, 1, 4)
+    entries[0, 0, 0] = 0.5
+    features = torch.zeros(1, 4, 1, 2, dtype=torch.float64)
+    for i, (size, distance) in enumerate([(1.0, total / 4), (3.0, 3 * total / 4)]):
+        features[0, 0, 0, i] = size
+        features[0, 1, 0, i] = size * ((1 - distance) ** -2 - 1) ** 0.5  # tangent of the angle
+    memory = memory_of(entries, dtype=torch.float64)
+    result = update(memory, features, torch.zeros(1, 1, 2, dtype=torch.int64), momentum=1)
+    assert result[0, 0, 0].item() == pytest.approx(length, rel=1e-6)
+
+
 def test_pixels_between_cells_that_cancel_out_do_not_outweigh_the_others():
     """What rounding leaves of them has no direction: its cosine may come out as anything."""
     g = torch.Generator().manual_seed(0)

@@ -186,6 +186,50 @@ def test_half_precision_features_and_no_host_sync():
     assert all(p.grad.isfinite().all() for p in term.parameters())
 
 
+def test_every_key_reaches_its_place(small_cfg):
+    small_cfg.MODEL.SEM_SEG_HEAD.TERMS = ["Contextrast"]
+    values = {
+        "LOSS_WEIGHT": 0.3,
+        "IN_FEATURES": NAMES,
+        "LEVEL_WEIGHTS": (0.2, 0.4, 0.6),
+        "PROJECTOR.DIM": 24,
+        "TEMPERATURE": 0.07,
+        "WARMUP": 0.35,
+        "ANCHORS.LOW_WEIGHT": 0.45,
+        "ANCHORS.NORMALIZE": False,
+        "ANCHORS.DETACH": True,
+        "ANCHORS.ALL_RANKS": True,
+        "MAX_POSITIVES": 321,
+        "BANE.KEEP_PERCENT": 33.0,
+        "BANE.TARGET": "confused",
+        "BANE.MAX_NEGATIVES": 123,
+    }
+    pairs = [part for k, v in values.items() for part in (f"MODEL.CONTEXTRAST.{k}", v)]
+    small_cfg.merge_from_list(pairs)
+    term = build_terms(small_cfg, SHAPES)["Contextrast"]
+    assert (term.loss_weight, term.in_features, term.level_weights) == (0.3, NAMES, (0.2, 0.4, 0.6))
+    assert (term.temperature, term.warmup, term.max_positives) == (0.07, 0.35, 321)
+    assert (term.low_weight, term.normalize, term.detach, term.all_ranks) == (
+        *(0.45, False, True, True),
+    )
+    assert term.bane == Bane(keep_percent=33.0, target="confused", max_negatives=123)
+    assert {projector.out.out_channels for projector in term.projectors} == {24}
+
+
+def test_similarities_weigh_levels_by_their_anchors():
+    """Three anchors of the first level and two of each other one, as the classes are present."""
+    term, inputs = make_term(), make_inputs()
+    _, scalars = term(inputs)
+    levels = [term._level(i, inputs) for i in range(3)]
+    anchors = term._anchors(levels)
+    slots = [term._boundary_slots(level) for level in levels]
+    each = [term._level_loss(*parts) for parts in zip(levels, *anchors, slots)]
+    for key in ("pos_sim", "neg_sim"):
+        first, second, third = (float(getattr(result, key)) for result in each)
+        expected = (3 * first + 2 * second + 2 * third) / 7
+        assert float(scalars[f"contextrast/{key}"]) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

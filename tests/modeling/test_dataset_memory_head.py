@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from d2_pixcontrast import inference_config
 from d2_pixcontrast.contrast import DatasetMemory, MemoryEntries, nearest_resize
 from d2_pixcontrast.modeling import TrainingProgress
+from d2_pixcontrast.modeling.aggregation import NetworkOptions, TrainingOptions
 from d2_pixcontrast.modeling.aggregation.consistency import consistency_loss
 from d2_pixcontrast.modeling.layers import classifier, conv_norm_relu
 
@@ -33,7 +34,7 @@ def memory_cfg(cfg, decoder="DeepLabV3Decoder", terms=(), norm="BN", **options):
     head.DECODER, head.IN_FEATURES = decoder, IN_FEATURES[decoder]
     head.TERMS, head.NORM = list(terms), norm
     head.ASPP_CHANNELS, head.CONVS_DIM = D, D
-    head.FCN.CHANNELS, head.FCN.DROPOUT = D, 0.0
+    head.FCN.CHANNELS = D
     head.OCR.CHANNELS, head.OCR.KEY_CHANNELS = D, 8
     node.ENABLED, node.CHANNELS, node.KEY_CHANNELS = True, D, 8
     for key, value in options.items():
@@ -182,10 +183,65 @@ def test_names_and_edges_are_the_same_in_every_step(small_cfg, start, labels):
         head.zero_grad()
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
-        on = iteration / 4 >= start and labels != "void"
+        # The memory that the network has read: an empty one in the first step.
+        on = iteration > 0 and iteration / 4 >= start and labels != "void"
         assert (losses["loss_memory_consistency"] > 0) == on
     fill = head.aggregation.memory.fill_ratio()
     assert fill.sum() == {"usual": CLASSES, "void": 0, "one class": 1}[labels]
+
+
+@pytest.mark.parametrize("decoder", sorted(IN_FEATURES))
+def test_what_the_memory_stores_and_attends_to_is_whole(small_cfg, decoder):
+    """Dropout stands before the classifiers, not within the decoder."""
+    small_cfg.MODEL.SEM_SEG_HEAD.ASPP_DROPOUT = 0.1
+    head = make_head(small_cfg, decoder=decoder, DROPOUT=0.25)
+    dropouts = (nn.Dropout, nn.Dropout2d)
+    shares = {n: m.p for n, m in head.named_modules() if isinstance(m, dropouts)}
+    assert {n for n, p in shares.items() if p} == {
+        n for n in shares if n.startswith("aggregation.")
+    }
+    assert {p for p in shares.values() if p} == {0.25}
+
+
+def test_every_key_reaches_its_place(small_cfg):
+    values = {
+        "KIND": "features",
+        "KEY_CHANNELS": 12,
+        "DROPOUT": 0.3,
+        "CONTEXT_FUSION": "attention",
+        "ENTRIES_PER_CLASS": 3,
+        "STRATEGY": "mean",
+        "UPDATE_AT": "grid",
+        "MOMENTUM": 0.37,
+        "MOMENTUM_SCHEDULE": "constant",
+        "READ": "hard",
+        "STAGE1_LOSS_WEIGHT": 0.41,
+        "CONTEXT_LOSS_WEIGHT": 0.43,
+        "CONSISTENCY__LOSS_WEIGHT": 0.47,
+        "CONSISTENCY__START": 0.53,
+        "SECOND_PASS": [0.59, 0.61],
+    }
+    module = make_head(small_cfg, **values).aggregation
+    memory = module.memory
+    assert (memory.entries_per_class, memory.strategy, memory.update_at) == (3, "mean", "grid")
+    assert module.network == NetworkOptions(
+        channels=D,
+        key_channels=12,
+        norm="BN",
+        dropout=0.3,
+        fusion="attention",
+        context_head=True,
+        hard_read=True,
+        second_pass=(0.59, 0.61),
+    )
+    assert module.training_options == TrainingOptions(
+        momentum=0.37,
+        schedule="constant",
+        stage1_weight=0.41,
+        context_weight=0.43,
+        consistency_weight=0.47,
+        consistency_start=0.53,
+    )
 
 
 def test_terms_read_the_aggregated_map(small_cfg):
@@ -236,8 +292,9 @@ def test_a_step_waits_for_nothing(small_cfg, options):
     """No operator whose result's value or shape the host needs."""
     head = make_head(small_cfg, **options)
     losses_of(head)
+    inputs = batch(1)
     with Operators() as record:
-        sum(losses_of(head, 1).values()).backward()
+        sum(head.train()(*inputs)[1].values()).backward()
     record.assert_no_sync()
 
 
@@ -363,12 +420,13 @@ def test_consistency_of_an_empty_memory_is_zero_and_connected(norm):
 
 def test_consistency_trains_the_final_classifier_alone(small_cfg):
     head = make_head(small_cfg, CONSISTENCY__LOSS_WEIGHT=1.0, CONSISTENCY__START=0.0, DROPOUT=0.0)
+    losses_of(head)  # fills the memory
     running = []
     hidden = head.aggregation.hidden.norm
     head.aggregation.register_forward_hook(lambda *_: running.append(hidden.running_mean.clone()))
     losses_of(head)["loss_memory_consistency"].backward()
     assert torch.equal(hidden.running_mean, running[0])  # as the pixels' pass left it
-    assert int(hidden.num_batches_tracked) == 1
+    assert int(hidden.num_batches_tracked) == 2
     touched = {n for n, p in head.named_parameters() if p.grad is not None and p.grad.any()}
     assert {n.rsplit(".", 1)[0] for n in touched} == {
         "aggregation.hidden",
@@ -382,7 +440,7 @@ def test_consistency_trains_the_final_classifier_alone(small_cfg):
     [
         ({"KIND": "vectors"}, r"DATASET_MEMORY.KIND is 'vectors'; known are \['features'"),
         ({"READ": "sharp"}, "DATASET_MEMORY.READ is 'sharp'"),
-        ({"STRATEGY": "median"}, "DATASET_MEMORY: STRATEGY is 'median'"),
+        ({"STRATEGY": "median"}, "DATASET_MEMORY.STRATEGY is 'median'"),
         ({"UPDATE_AT": "pixel"}, "DATASET_MEMORY: UPDATE_AT is 'pixel'"),
         ({"ENTRIES_PER_CLASS": 0}, "ENTRIES_PER_CLASS"),
         ({"KIND": "statistics", "ENTRIES_PER_CLASS": 2}, "ENTRIES_PER_CLASS is 2; KIND"),

@@ -1,7 +1,7 @@
 """What stands between decoder and classifier, in training and at inference: a data-set memory."""
 
 from .attention import GridAttention
-from .build import build_aggregation, build_joined_features
+from .build import build_aggregation, build_joined_features, without_dropout
 from .dataset_memory import AggregationOutput, DatasetMemoryAggregation
 from .options import NetworkOptions, TrainingOptions
 from .pixels import JoinedFeatures, PixelRepresentations
@@ -16,4 +16,5 @@ __all__ = [
     "TrainingOptions",
     "build_aggregation",
     "build_joined_features",
+    "without_dropout",
 ]

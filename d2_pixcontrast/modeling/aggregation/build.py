@@ -4,6 +4,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ...contrast import ClassMemory, DatasetMemory, StatisticsMemory
+from ...contrast.dataset_memory import STRATEGIES
 from ..decoder.base import select_features
 from .dataset_memory import DatasetMemoryAggregation
 from .options import NODE, NetworkOptions, TrainingOptions
@@ -20,6 +21,21 @@ def build_joined_features(cfg, input_shape: dict[str, ShapeSpec]) -> JoinedFeatu
         return None
     shapes = select_features(input_shape, list(head.IN_FEATURES))
     return JoinedFeatures(shapes, stride=head.JOIN_STRIDE, norm=head.NORM)
+
+
+def without_dropout(cfg):
+    """A copy of a config whose decoders have no dropout of their own.
+
+    What they give is stored in the memory, or attended to, and has to be whole there.
+    MODEL.DATASET_MEMORY.DROPOUT stands before the classifiers instead.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.ASPP_DROPOUT = 0.0
+    for decoder in (head.FCN, head.OCR, head.PSP, head.UPER):
+        decoder.DROPOUT = 0.0
+    return cfg
 
 
 def build_aggregation(
@@ -80,6 +96,7 @@ def build_aggregation(
 
 def _build_memory(node, num_classes: int) -> ClassMemory:
     _check_choice("KIND", node.KIND, KINDS)
+    _check_choice("STRATEGY", node.STRATEGY, STRATEGIES)
     try:
         if node.KIND == "features":
             return DatasetMemory(
