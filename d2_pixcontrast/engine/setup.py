@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
 from ..config import add_pixcontrast_config, complete_folders, inference_config
+from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import PREEMPTED
@@ -56,7 +57,8 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     The datasets of DATASETS.SEM_SEG_FOLDERS are registered.
 
     Raises:
-        ValueError: there is no such file, or a key or value does not fit; the message names it.
+        ValueError: there is no such file, a key or value does not fit, or a number is impossible;
+            the message names it.
     """
     cfg = get_cfg()
     add_pixcontrast_config(cfg)
@@ -72,25 +74,46 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError) as error:
         raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
+    check_numbers(cfg)
     register_folders_of(cfg)
     return cfg
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a run, with its data sets and device checked before any model is built.
+    """The frozen config of a run, with its data sets, its device and its output folder, which is
+    made, checked before any model is built.
 
     Raises:
         ValueError, FileNotFoundError: what does not fit, in one message.
     """
     cfg = load_cfg(args.config_file, args.opts)
+    _check_device(cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; "
             "append MODEL.DEVICE cpu to train on the CPU"
         )
     check_datasets(cfg, train=not args.eval_only)
+    _check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}: {_text(error)}") from error
+
+
+def _check_output_dir(folder: str) -> None:
+    """Make the folder, so that a training does not find out at its first checkpoint."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be written to")
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -78,7 +78,12 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
 def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRMultiplier:
     """ "WarmupPolyLR", or any of detectron2's own by SOLVER.LR_SCHEDULER_NAME."""
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        return solver.build_lr_scheduler(cfg, optimizer)
+        try:
+            return solver.build_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}"
+            ) from error
     schedule = WarmupPolySchedule(
         cfg.SOLVER.POLY_LR_POWER,
         warmup_length=min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),

@@ -186,7 +186,7 @@ def test_mining_waits_for_nothing_and_its_backward_does_not_see_the_bank(mode):
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"mode": "hard"}, "unknown mining mode 'hard'"),
+        ({"mode": "hard"}, "MODE is 'hard'"),
         ({"num_positives": 0}, "at least one"),
         ({"num_negatives": -1}, "at least one"),
         ({"hard_fraction": 0.0}, "HARD_FRACTION"),
