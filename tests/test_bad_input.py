@@ -24,7 +24,7 @@ from test_config import flat, own_keys
 from d2_pixcontrast.config_numbers import RULES, check_numbers
 from d2_pixcontrast.data import build_test_loader, build_train_loader, check_datasets
 from d2_pixcontrast.data.resample import resize_shortest_edge
-from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, setup_cfg
+from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, make_output_dir, setup_cfg
 from d2_pixcontrast.engine.inference import load_inference_model
 from d2_pixcontrast.modeling import build_model
 from d2_pixcontrast.solver import build_lr_scheduler, build_optimizer
@@ -294,7 +294,6 @@ def road(cfg):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN names no dataset"),
         (["DATASETS.TRAIN", "('camvid_sem_seg_trian',)"], "trian is not registered; did you mean"),
         (["INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
         (["INPUT.RANDOM_FLIP", "both"], 'INPUT.RANDOM_FLIP is "both"'),
@@ -339,16 +338,27 @@ def test_an_unknown_device_is_named(tmp_path, device):
         setup_cfg(arguments("MODEL.DEVICE", device, "OUTPUT_DIR", tmp_path / "run"))
 
 
-def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+def test_a_training_without_a_data_set_is_refused(tmp_path):
+    options = "DATASETS.TRAIN", "()", "OUTPUT_DIR", tmp_path / "run"
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        setup_cfg(arguments(*options))
+    assert setup_cfg(arguments(*options, eval_only=True))
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path, small_cfg, monkeypatch):
     (tmp_path / "file").touch()
+    small_cfg.OUTPUT_DIR = str(tmp_path / "file" / "run")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR '.*/file/run' cannot be made: Not a dir"):
-        setup_cfg(arguments("OUTPUT_DIR", tmp_path / "file" / "run"))
+        make_output_dir(small_cfg)
+    small_cfg.OUTPUT_DIR = str(tmp_path / "file")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR '.*/file' cannot be made: File exists"):
-        setup_cfg(arguments("OUTPUT_DIR", tmp_path / "file"))
+        make_output_dir(small_cfg)
+    small_cfg.OUTPUT_DIR = str(tmp_path / "run")
+    make_output_dir(small_cfg)
     # Root may write everywhere; elsewhere the system says no.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"OUTPUT_DIR '.*/run' cannot be written to"):
-        setup_cfg(arguments("OUTPUT_DIR", tmp_path / "run"))
+        make_output_dir(small_cfg)
 
 
 def train_net(*args):

@@ -19,13 +19,10 @@ def check_datasets(cfg, *, train: bool = True) -> None:
         train: check DATASETS.TRAIN too; evaluation needs only DATASETS.TEST.
 
     Raises:
-        DataError: there is no name to train on, or one is not registered; a folder is missing or
-            empty; an image has no label or a label no image; or NUM_CLASSES or IGNORE_VALUE
-            contradicts the metadata.
+        DataError: a name is not registered; a folder is missing or empty; an image has no label
+            or a label no image; or NUM_CLASSES or IGNORE_VALUE contradicts the metadata.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
-    if train and not cfg.DATASETS.TRAIN:
-        raise DataError("DATASETS.TRAIN names no dataset")
     names = [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]
     for name in dict.fromkeys(names):
         check_registered(name)

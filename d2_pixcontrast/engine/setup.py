@@ -80,8 +80,7 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
-    """The frozen config of a run, with its data sets, its device and its output folder, which is
-    made, checked before any model is built.
+    """The frozen config of a run, with its data sets and device checked before any model is built.
 
     Raises:
         ValueError, FileNotFoundError: what does not fit, in one message.
@@ -93,21 +92,20 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; "
             "append MODEL.DEVICE cpu to train on the CPU"
         )
+    if not args.eval_only and not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
     check_datasets(cfg, train=not args.eval_only)
-    _check_output_dir(cfg.OUTPUT_DIR)
     cfg.freeze()
     return cfg
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"MODEL.DEVICE is {device!r}: {_text(error)}") from error
+def make_output_dir(cfg: CfgNode) -> None:
+    """Make OUTPUT_DIR before any process starts, not to find out at the first checkpoint.
 
-
-def _check_output_dir(folder: str) -> None:
-    """Make the folder, so that a training does not find out at its first checkpoint."""
+    Raises:
+        ValueError: that is impossible, or nothing can be written there.
+    """
+    folder = cfg.OUTPUT_DIR
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -172,3 +170,10 @@ def _text(error: Exception) -> str:
     # str() of a KeyError is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split())
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}: {_text(error)}") from error
