@@ -283,6 +283,67 @@ def test_config_files_and_command_lines_are_checked(tmp_path, key, value):
             load_cfg(*attempt)
 
 
+FOLDER = "DATASETS: {SEM_SEG_FOLDERS: {own: {IMAGES: a, LABELS: b, CLASSES: %s}}}"
+BAD_CONFIGS = {
+    "empty": ("", "has to map keys to values"),
+    "a number": ("5", "has to map keys to values"),
+    "a list": ("[1, 2]", "has to map keys to values"),
+    "its own base": ("_BASE_: bad.yaml", "_BASE_ leads back to itself"),
+    "a number as base": ("_BASE_: 5", "has to map keys to values"),
+    "no such base": ("_BASE_: nowhere.yaml", "No such file .*nowhere.yaml"),
+    "a number as key": ("5: 6", "has to map keys to values"),
+    "a value for a node": ("SOLVER: 5", "Type mismatch .*config key: SOLVER"),
+    "a node for a value": ("SEED: {A: 1}", "Type mismatch .*config key: SEED"),
+    "NaN": ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan"),
+    "null": ("SOLVER: {BASE_LR: null}", "SOLVER.BASE_LR is None"),
+    "a date": ("OUTPUT_DIR: 2020-01-01", "OUTPUT_DIR .* is not a valid type"),
+    "a version": ("VERSION: x", "bad.yaml"),
+    "a later version": ("VERSION: 99", "Cannot merge a v99 config"),
+    "a tab": ("SOLVER:\n\tSEED: 1", "cannot start any token"),
+    "a number of classes": (FOLDER % "5", "own: classes are a list of names, .* not 5"),
+    "lists as classes": (FOLDER % "[[a]]", "own: classes are a list of names"),
+    "names of colours": (FOLDER % "[a], COLORS: [red]", "own: a colour is 3 whole .* not 'red'"),
+    "one colour": (FOLDER % "[a], COLORS: [1, 2, 3]", "own: a colour is 3 whole .* not 1"),
+    "half pairs": (FOLDER % "[a], FLIP_PAIRS: [0, 1]", "own: a flip pair is 2 whole .* not 0"),
+    "a folder that is none": ("DATASETS: {SEM_SEG_FOLDERS: {own: 4}}", "FOLDERS.own"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_configs_of_another_form_are_named(tmp_path, case):
+    text, message = BAD_CONFIGS[case]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_cfg(str(path))
+
+
+@pytest.mark.parametrize("data", [bytes(range(256)), "SEED: 1".encode("utf-16")])
+def test_configs_that_are_no_text_are_named(tmp_path, data):
+    (tmp_path / "bad.yaml").write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad\.yaml: .* can't decode"):
+        load_cfg(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["SEED.X", "1"],
+        ["MODEL", "5"],
+        ["", ""],
+        ["SOLVER..X", "1"],
+        ["SOLVER.MAX_ITER"],
+        ["SOLVER.MAX_ITER", "1e3"],
+        ["SOLVER.BASE_LR", "nan"],
+        ["DATASETS.TRAIN", "camvid"],
+        ["_BASE_", "x"],
+    ],
+)
+def test_options_of_another_form_are_named(options):
+    with pytest.raises(ValueError, match=re.escape("command line options " + " ".join(options))):
+        load_cfg(str(INSTANT_TEST), options)
+
+
 def road(cfg):
     """What a training builds before its first step, but for the trainer itself."""
     check_datasets(cfg)
@@ -295,6 +356,9 @@ def road(cfg):
     "options, message",
     [
         (["DATASETS.TRAIN", "('camvid_sem_seg_trian',)"], "trian is not registered; did you mean"),
+        (["DATASETS.TRAIN", "(1,)"], "dataset 1 is not registered"),
+        ([HEAD + "TERMS", "[1]"], "HEAD.TERMS is 1; known are"),
+        ([HEAD + "IN_FEATURES", "[1]"], r"HEAD.IN_FEATURES is \[1\]"),
         (["INPUT.FORMAT", "YUV"], 'INPUT.FORMAT is "YUV"'),
         (["INPUT.RANDOM_FLIP", "both"], 'INPUT.RANDOM_FLIP is "both"'),
         (["MODEL.META_ARCHITECTURE", "X"], "MODEL.META_ARCHITECTURE is 'X'; known are"),

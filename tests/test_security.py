@@ -88,7 +88,7 @@ def test_values_on_the_command_line_are_literals(tmp_path, expression):
     """They stay the text that they are, which a number's key refuses."""
     value = expression.format(marker=tmp_path / "ran")
     cfg = load_cfg(str(INSTANT_TEST), ["OUTPUT_DIR", value])
-    assert cfg.OUTPUT_DIR == value
+    assert value == cfg.OUTPUT_DIR
     with pytest.raises(ValueError, match="SOLVER.BASE_LR"):
         load_cfg(str(INSTANT_TEST), ["SOLVER.BASE_LR", value])
     with pytest.raises(ValueError):

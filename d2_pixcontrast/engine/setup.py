@@ -68,11 +68,17 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         complete_folders(cfg, opts)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
+    except (TypeError, AttributeError) as error:  # from yacs, which asks for no form before
+        raise ValueError(
+            f"{config_file}: it, and every _BASE_ of it, has to map keys to values ({error})"
+        ) from error
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {_text(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
     check_numbers(cfg)
     register_folders_of(cfg)
