@@ -23,6 +23,7 @@ from test_config import flat, own_keys
 
 from d2_pixcontrast.config_numbers import RULES, check_numbers
 from d2_pixcontrast.data import build_test_loader, build_train_loader, check_datasets
+from d2_pixcontrast.data.labels import DataError, read_image, read_label
 from d2_pixcontrast.data.resample import resize_shortest_edge
 from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, make_output_dir, setup_cfg
 from d2_pixcontrast.engine.inference import load_inference_model
@@ -150,6 +151,24 @@ def test_bad_files_are_named(own_data, case):
     with pytest.raises(ValueError, match=message) as caught:
         first_samples(options)
     assert "\n" not in str(caught.value) and "object at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["image", "JPEG", "label"])
+def test_every_cut_of_a_real_file_is_seen(camvid_root, tmp_path, kind):
+    folder = camvid_root / "camvid" / ("trainannot" if kind == "label" else "train")
+    whole = min(path for path in folder.iterdir() if path.suffix == ".png")
+    path = tmp_path / whole.name
+    read = read_label if kind == "label" else lambda path: read_image(path, "RGB")
+    if kind == "JPEG":
+        path = path.with_suffix(".jpg")
+        files.save(path, read(str(whole)))
+    else:
+        path.write_bytes(whole.read_bytes())
+    data = path.read_bytes()
+    for share in np.linspace(0, 0.99, 23):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(DataError, match=re.escape(f"{path} cannot be read")):
+            read(str(path))
 
 
 ODD_FILES = {
