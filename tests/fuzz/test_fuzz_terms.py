@@ -50,6 +50,10 @@ def check(term, batch: Batch, in_half_precision: bool) -> None:
     """Three training steps, of which a warm-up of 0.5 takes two."""
     if batch.dtype == torch.float16:
         batch.magnitude = min(batch.magnitude, 1.0)  # the projector itself would overflow
+        # Where no channel varies, batch norm divides gradients by sqrt(eps), and embeddings of
+        # length near 0 enlarge them again: an overflow, which the grad-scaler is there for.
+        if batch.feature_kind == "constant" and in_half_precision:
+            batch.feature_kind = "noise"
     dtype = batch.dtype if in_half_precision and batch.dtype != torch.float32 else None
     for iteration in range(3):
         features = {
