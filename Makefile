@@ -5,6 +5,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+CASES ?= 10000
 
 PY := $(VENV)/bin/python
 # A stamp is written after its step has succeeded, so that an interrupted step is done again.
@@ -14,14 +15,14 @@ STAMPS := $(VENV)/.d2_pixcontrast
 PINS = $(shell test -e $(STAMPS)/made-here && echo --constraint constraints.txt)
 INSTALL = $(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) $(PINS)
 
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test fuzz lint clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets and variables
 	@sed -n 's/^\([a-z]*\): .*## /make \1	/p' Makefile | expand -t 14
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON)  VENV=$(VENV)  PIP_ARGS='$(PIP_ARGS)'"
-	@echo "           DEMO_ARGS='$(DEMO_ARGS)'  PYTEST_ARGS='$(PYTEST_ARGS)'"
+	@echo "           DEMO_ARGS='$(DEMO_ARGS)'  PYTEST_ARGS='$(PYTEST_ARGS)'  CASES=$(CASES)"
 
 env: $(STAMPS)/package  ## set up VENV: torch, detectron2, this package; skips what stands
 
@@ -30,6 +31,9 @@ demo: env  ## train, evaluate and compare two small models, write output/demo/re
 
 test: env lint  ## ruff and the test suite
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+fuzz: env  ## the property-based suite with CASES (10000) made-up batches, about ten minutes
+	PIXCONTRAST_FUZZ_CASES=$(CASES) $(PY) -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: env  ## ruff alone
 	$(PY) -m ruff check .

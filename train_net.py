@@ -12,6 +12,7 @@ from d2_pixcontrast.engine import (
     default_argument_parser,
     evaluate,
     forward_sigterm,
+    make_output_dir,
     one_line_errors,
     prepare,
     setup_cfg,
@@ -33,6 +34,7 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
+        make_output_dir(cfg)
         if args.num_gpus > 1:
             forward_sigterm()
         launch(

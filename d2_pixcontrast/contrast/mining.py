@@ -40,11 +40,14 @@ class Mining(NamedTuple):
             ValueError: an unknown mode, a number below 1, or a fraction outside (0, 1].
         """
         if self.mode not in MINING_MODES:
-            raise ValueError(f"unknown mining mode {self.mode!r}; known are {list(MINING_MODES)}")
+            raise ValueError(f"MINING.MODE is {self.mode!r}; known are {list(MINING_MODES)}")
         if min(self.num_positives, self.num_negatives) < 1:
-            raise ValueError("mining needs at least one positive and one negative per anchor")
+            raise ValueError(
+                f"MINING.NUM_POSITIVES ({self.num_positives}) and NUM_NEGATIVES "
+                f"({self.num_negatives}) have to be above 0"
+            )
         if not 0 < self.hard_fraction <= 1:
-            raise ValueError(f"HARD_FRACTION is in (0, 1], got {self.hard_fraction}")
+            raise ValueError(f"MINING.HARD_FRACTION is in (0, 1], got {self.hard_fraction}")
         return self
 
 

@@ -40,7 +40,7 @@ class ProjectionHead(nn.Module):
         """
         super().__init__()
         if dim < 1:
-            raise ValueError(f"the projection needs at least one channel, got DIM {dim}")
+            raise ValueError(f"PROJECTOR.DIM is {dim}; the projection needs at least one channel")
         if kind == "linear":
             hidden = []
         elif kind == "mlp":
@@ -51,7 +51,7 @@ class ProjectionHead(nn.Module):
             layers = [nn.ReLU(), norm_layer] if norm_last else [norm_layer, nn.ReLU()]
             hidden = [conv, *(layer for layer in layers if layer is not None)]
         else:
-            raise ValueError(f"unknown projection head {kind!r}; known are 'mlp' and 'linear'")
+            raise ValueError(f"PROJECTOR.TYPE is {kind!r}; known are 'mlp' and 'linear'")
         self.hidden = nn.Sequential(*hidden)
         self.out = nn.Conv2d(in_channels, dim, 1)
         self.dim = dim

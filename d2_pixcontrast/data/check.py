@@ -53,7 +53,7 @@ def check_registered(name: str) -> None:
     known = DatasetCatalog.list()
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.7)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     segmentation = ", ".join(sorted(other for other in known if "sem_seg" in other))
     raise DataError(f"dataset {name} is not registered; {hint}Known: {segmentation}")

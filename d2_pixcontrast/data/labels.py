@@ -1,11 +1,12 @@
 """Reading images and labels: ids exactly as stored, and errors that name the file."""
 
 import io
+import os
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .decode import decode_grey, decode_rgb
 
@@ -71,14 +72,26 @@ def read_image(path: str, format: str, rows: int | None = None) -> np.ndarray:
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: the file is missing or cannot be decoded.
+        DataError: the file is missing, cannot be decoded, or has no 8-bit channels.
     """
     with _naming("image", path):
         with PathManager.open(path, "rb") as file:
-            image = decode_rgb(file.read(), rows)
+            data = file.read()
+        image = decode_rgb(data, rows)
         if image is None:
+            _check_depth(data, path)
             return detection_utils.read_image(path, format)
         return image[:, :, ::-1] if format == "BGR" else image
+
+
+def _check_depth(data: bytes, path: str) -> None:
+    """Refuse what Pillow would clip to 0..255: 16 and 32-bit grey, and floats, NaN among them."""
+    mode = Image.open(io.BytesIO(data)).mode
+    if mode.startswith(("I", "F")):
+        raise DataError(
+            f"image {path} has mode {mode}, one number of more than 8 bits per pixel; convert it "
+            "to 8 bits per channel first"
+        )
 
 
 def check_label(label: np.ndarray, num_classes: int, ignore_value: int, path: str) -> None:
@@ -117,6 +130,10 @@ class _naming:
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{self.kind} {self.path} does not exist") from error
         # PIL reports broken files in several ways, a bare SyntaxError among them.
+        if isinstance(error, UnidentifiedImageError):  # its message names the buffer
+            size = os.path.getsize(PathManager.get_local_path(self.path))
+            what = "no image format that is known" if size else "empty"
+            raise DataError(f"{self.kind} {self.path} cannot be read: it is {what}") from error
         if isinstance(error, Exception) and not isinstance(error, DataError):
             raise DataError(f"{self.kind} {self.path} cannot be read: {error}") from error
 

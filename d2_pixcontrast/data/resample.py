@@ -92,5 +92,5 @@ def resize_shortest_edge(height: int, width: int, size: int, max_size: int) -> R
     scale = size / min(height, width) if size > 0 else 1.0
     if size > 0 and max_size > 0:
         scale = min(scale, max_size / max(height, width))
-    out_height, out_width = (int(edge * scale + 0.5) for edge in (height, width))
+    out_height, out_width = (max(int(edge * scale + 0.5), 1) for edge in (height, width))
     return RegionTransform(0, 0, height, width, out_height, out_width)

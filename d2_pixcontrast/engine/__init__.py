@@ -5,7 +5,15 @@ from .checkpoint import SemSegCheckpointer, plain_state_dict
 from .checkpoint_hooks import PREEMPTED, BestCheckpointHook, CheckpointHook, forward_sigterm
 from .hooks import TrainingProgressHook
 from .inference import load_inference_model
-from .setup import default_argument_parser, evaluate, load_cfg, one_line_errors, prepare, setup_cfg
+from .setup import (
+    default_argument_parser,
+    evaluate,
+    load_cfg,
+    make_output_dir,
+    one_line_errors,
+    prepare,
+    setup_cfg,
+)
 from .trainer import Trainer
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "forward_sigterm",
     "load_cfg",
     "load_inference_model",
+    "make_output_dir",
     "one_line_errors",
     "plain_state_dict",
     "prepare",

@@ -1,10 +1,10 @@
 """A trained network, ready for inference."""
 
 import torch
-from detectron2.modeling import build_model
 
 from ..compat import CfgNode
 from ..config import inference_config
+from ..modeling import build_model
 from .checkpoint import SemSegCheckpointer
 
 

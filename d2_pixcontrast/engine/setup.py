@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
 from ..config import add_pixcontrast_config, complete_folders, inference_config
+from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import PREEMPTED
@@ -56,7 +57,8 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     The datasets of DATASETS.SEM_SEG_FOLDERS are registered.
 
     Raises:
-        ValueError: there is no such file, or a key or value does not fit; the message names it.
+        ValueError: there is no such file, a key or value does not fit, or a number is impossible;
+            the message names it.
     """
     cfg = get_cfg()
     add_pixcontrast_config(cfg)
@@ -66,12 +68,19 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
         complete_folders(cfg, opts)
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
+    except (TypeError, AttributeError) as error:  # from yacs, which asks for no form before
+        raise ValueError(
+            f"{config_file}: it, and every _BASE_ of it, has to map keys to values ({error})"
+        ) from error
+    except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {_text(error)}") from error
     try:
         cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
+    check_numbers(cfg)
     register_folders_of(cfg)
     return cfg
 
@@ -83,14 +92,32 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         ValueError, FileNotFoundError: what does not fit, in one message.
     """
     cfg = load_cfg(args.config_file, args.opts)
+    _check_device(cfg.MODEL.DEVICE)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch sees no GPU; "
             "append MODEL.DEVICE cpu to train on the CPU"
         )
+    if not args.eval_only and not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
     check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()
     return cfg
+
+
+def make_output_dir(cfg: CfgNode) -> None:
+    """Make OUTPUT_DIR before any process starts, not to find out at the first checkpoint.
+
+    Raises:
+        ValueError: that is impossible, or nothing can be written there.
+    """
+    folder = cfg.OUTPUT_DIR
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"OUTPUT_DIR {folder!r} cannot be written to")
 
 
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -149,3 +176,10 @@ def _text(error: Exception) -> str:
     # str() of a KeyError is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split())
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {device!r}: {_text(error)}") from error

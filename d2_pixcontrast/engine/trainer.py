@@ -8,7 +8,6 @@ from collections import OrderedDict
 import torch
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
@@ -17,6 +16,7 @@ from timm.layers import convert_sync_batchnorm
 from ..compat import create_ddp_model
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import SemSegEvaluator
+from ..modeling import build_model
 from ..modeling.inference import with_sliding_window, with_test_time_augmentation
 from ..solver import build_lr_scheduler, build_optimizer
 from .checkpoint import SemSegCheckpointer

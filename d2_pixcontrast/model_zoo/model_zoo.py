@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from ..compat import CfgNode
@@ -11,6 +10,7 @@ from ..engine.checkpoint import SemSegCheckpointer
 from ..engine.inference import load_inference_model
 from ..engine.setup import load_cfg
 from ..engine.weights_file import file_sha256
+from ..modeling import build_model
 from ..modeling.registry import suggest
 from .table import TABLE_VARIABLE, Checkpoint, read_table
 

@@ -2,6 +2,7 @@
 
 from .. import compat as _compat  # noqa: F401  (first: one clear message without detectron2)
 from .backbone import TimmBackbone
+from .build import build_model
 from .decoder import DECODER_REGISTRY, DecoderOutput
 from .sem_seg_head import PixelContrastSemSegHead
 from .terms import TERM_REGISTRY, Term, TermInputs, TrainingProgress
@@ -17,4 +18,5 @@ __all__ = [
     "TermInputs",
     "TimmBackbone",
     "TrainingProgress",
+    "build_model",
 ]

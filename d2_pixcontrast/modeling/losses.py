@@ -5,6 +5,8 @@ from detectron2.projects.deeplab.loss import DeepLabCE
 from torch import nn
 from torch.nn import functional as F
 
+_HARD_SHARE = 0.2  # of the pixels, in "hard_pixel_mining"
+
 
 class SegmentationLoss(nn.Module):
     """Cross-entropy at label resolution; 0 instead of NaN where every pixel is ignored."""
@@ -34,7 +36,9 @@ class SegmentationLoss(nn.Module):
         if loss_type == "cross_entropy":
             self.hard_pixels = None
         elif loss_type == "hard_pixel_mining":
-            self.hard_pixels = DeepLabCE(ignore_value, top_k_percent_pixels=0.2, weight=weight)
+            self.hard_pixels = DeepLabCE(
+                ignore_value, top_k_percent_pixels=_HARD_SHARE, weight=weight
+            )
         else:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.LOSS_TYPE is {loss_type!r}; "
@@ -46,7 +50,8 @@ class SegmentationLoss(nn.Module):
         logits = F.interpolate(
             logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
         )
-        if self.hard_pixels is not None:
+        # Of fewer than five pixels the hardest fifth is none, whose mean would be NaN.
+        if self.hard_pixels is not None and int(_HARD_SHARE * labels.numel()):
             return self.hard_pixels(logits, labels)
         total = F.cross_entropy(
             logits, labels, self.weight, ignore_index=self.ignore_value, reduction="sum"

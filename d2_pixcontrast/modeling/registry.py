@@ -19,7 +19,7 @@ def lookup(registry: Registry, name: str, key: str):
 
 def suggest(name: str, known: list[str], most: int = 12) -> str:
     """ "did you mean" with the closest of ``known``, then the list where it is short."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     listed = ", ".join(known[:most]) + (f", ... ({len(known)} in all)" if len(known) > most else "")
     return f"{hint}known are {listed}"

@@ -61,7 +61,7 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     """SOLVER.OPTIMIZER over :func:`parameter_groups`, with SOLVER.CLIP_GRADIENTS.
 
     Raises:
-        ValueError: unknown optimiser.
+        ValueError: unknown optimiser or way to clip gradients.
     """
     name = cfg.SOLVER.OPTIMIZER
     if name == "SGD":
@@ -72,13 +72,26 @@ def build_optimizer(cfg, model: nn.Module) -> torch.optim.Optimizer:
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is {name!r}; known are 'SGD' and 'AdamW'")
     groups = parameter_groups(cfg, model)
-    return maybe_add_gradient_clipping(cfg, kind)(groups, lr=cfg.SOLVER.BASE_LR, **options)
+    try:
+        kind = maybe_add_gradient_clipping(cfg, kind)
+    except ValueError as error:
+        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {error}") from error
+    return kind(groups, lr=cfg.SOLVER.BASE_LR, **options)
 
 
 def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """ "WarmupPolyLR", or any of detectron2's own by SOLVER.LR_SCHEDULER_NAME."""
+    """ "WarmupPolyLR", or any of detectron2's own by SOLVER.LR_SCHEDULER_NAME.
+
+    Raises:
+        ValueError: detectron2 knows no such schedule, or not with these numbers.
+    """
     if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        return solver.build_lr_scheduler(cfg, optimizer)
+        try:
+            return solver.build_lr_scheduler(cfg, optimizer)
+        except ValueError as error:
+            raise ValueError(
+                f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}"
+            ) from error
     schedule = WarmupPolySchedule(
         cfg.SOLVER.POLY_LR_POWER,
         warmup_length=min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),

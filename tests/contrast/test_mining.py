@@ -186,9 +186,9 @@ def test_mining_waits_for_nothing_and_its_backward_does_not_see_the_bank(mode):
 @pytest.mark.parametrize(
     "options, match",
     [
-        ({"mode": "hard"}, "unknown mining mode 'hard'"),
-        ({"num_positives": 0}, "at least one"),
-        ({"num_negatives": -1}, "at least one"),
+        ({"mode": "hard"}, "MODE is 'hard'"),
+        ({"num_positives": 0}, "NUM_POSITIVES \\(0\\)"),
+        ({"num_negatives": -1}, "NUM_NEGATIVES \\(-1\\)"),
         ({"hard_fraction": 0.0}, "HARD_FRACTION"),
         ({"hard_fraction": 1.5}, "HARD_FRACTION"),
     ],

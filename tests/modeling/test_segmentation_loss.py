@@ -68,3 +68,13 @@ def test_half_precision_logits_give_a_float32_loss():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("pixels", [1, 4, 5])
+@pytest.mark.parametrize("weights", [(), (0.5, 1.0, 2.0, 3.0)])
+def test_hard_pixel_mining_of_few_pixels_is_finite(pixels, weights):
+    """A fifth of four pixels is none."""
+    logits, labels = torch.randn(1, 4, 1, pixels, requires_grad=True), torch.zeros(1, 1, pixels)
+    loss = make("hard_pixel_mining", weights)(logits, labels.long())
+    loss.backward()
+    assert loss > 0 and logits.grad.isfinite().all()

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..labels import DataError
 from .colors import Color, distinct_colors
 from .spec import SemSegDataset, register
@@ -50,6 +52,7 @@ def register_sem_seg_folder(
         DataError: classes, colours or pairs do not fit together, or another dataset has this name.
             The same call a second time does no harm.
     """
+    _check_forms(classes, colors or (), flip_pairs)
     classes, file_colors = read_classes(classes) if isinstance(classes, str) else (classes, None)
     colors = colors or file_colors or distinct_colors(len(classes))
     dataset = SemSegFolder(
@@ -117,6 +120,16 @@ def register_folders_of(cfg) -> None:
             )
         except DataError as error:
             raise DataError(f"{key}: {error}") from error
+
+
+def _check_forms(classes, colors, flip_pairs) -> None:
+    """A config may hold anything there."""
+    if not isinstance(classes, Sequence) or not all(isinstance(c, (str, int)) for c in classes):
+        raise DataError(f"classes are a list of names, or a text file, not {classes!r}")
+    for kind, items, count in (("colour", colors, 3), ("flip pair", flip_pairs, 2)):
+        for item in items:
+            if np.shape(item) != (count,) or np.asarray(item).dtype.kind not in "iu":
+                raise DataError(f"a {kind} is {count} whole numbers, not {item!r}")
 
 
 def _check(dataset: SemSegDataset) -> None:

@@ -1,0 +1,56 @@
+"""Detectron2's ``build_model``, with one clear error for a config that cannot be built."""
+
+import traceback
+
+from detectron2 import modeling
+from detectron2.layers import get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from torch import nn
+
+from .registry import lookup
+
+_NORMS = (
+    "RESNETS.NORM",
+    "SEM_SEG_HEAD.NORM",
+    "PIXEL_CONTRAST.PROJECTOR.NORM",
+    "CONTEXTRAST.PROJECTOR.NORM",
+    "MULTI_SCALE_CONTRAST.PROJECTOR.NORM",
+)
+_CHANNELS = 32  # that any norm layer can have
+
+
+def build_model(cfg) -> nn.Module:
+    """The model of a config, on MODEL.DEVICE.
+
+    Raises:
+        ValueError: a name that is not registered, or whatever else the model's parts do not take.
+    """
+    _check_names(cfg.MODEL)
+    try:
+        return modeling.build_model(cfg)
+    except (AssertionError, KeyError) as error:  # with which detectron2's parts check a config
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = error if isinstance(error, AssertionError) and error.args else repr(error)
+        raise ValueError(
+            f"the model of this config cannot be built: {text} (where {place.name} of "
+            f"{place.filename} has: {place.line})"
+        ) from error
+
+
+def _check_names(model) -> None:
+    lookup(META_ARCH_REGISTRY, model.META_ARCHITECTURE, "MODEL.META_ARCHITECTURE")
+    lookup(BACKBONE_REGISTRY, model.BACKBONE.NAME, "MODEL.BACKBONE.NAME")
+    # For inference the wrapped head takes the place of the wrapper.
+    key = "MODEL.SEM_SEG_HEAD.NAME (or WRAPPED)"
+    lookup(SEM_SEG_HEADS_REGISTRY, model.SEM_SEG_HEAD.NAME, key)
+    for key in _NORMS:
+        node = model
+        for part in key.split("."):
+            node = node[part]
+        try:
+            get_norm(node, _CHANNELS)
+        except KeyError as error:
+            raise ValueError(
+                f"MODEL.{key} is {node!r}; known are '' (none), 'BN', 'SyncBN', 'FrozenBN', 'GN' "
+                "and more of detectron2's get_norm"
+            ) from error
