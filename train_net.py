@@ -33,7 +33,7 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
-        if args.num_gpus > 1:
+        if args.num_gpus * args.num_machines > 1:
             forward_sigterm()
         launch(
             main,
