@@ -29,7 +29,8 @@ def main(cfg, args):
         return trainer.train()
 
 
-if __name__ == "__main__":
+def run(main) -> None:
+    """Launch ``main(cfg, args)`` as the command line says; if it fails, exit with one line."""
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
@@ -48,3 +49,7 @@ if __name__ == "__main__":
         if getattr(error, "exit_code", None) == PREEMPTED:
             sys.exit(PREEMPTED)
         sys.exit(f"train_net.py: {error}")
+
+
+if __name__ == "__main__":
+    run(main)

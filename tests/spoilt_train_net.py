@@ -1,29 +1,29 @@
-"""train_net.py whose loader says which images it gives, and may spoil one of them.
+"""train_net.py whose loader says which images it gives, spoils one of them, and may be killed.
 
 Environment: IMAGES_LOG, a file to which each process appends ``.RANK`` and a line of file names for
-every batch; SPOIL, "RANK ITERATION" of an image that becomes NaN.
+every batch; SPOIL and KILL, "RANK ITERATION" of an image that becomes NaN and of a process' end.
 """
 
 import os
+import signal
 
 import torch
-import train_net
-from detectron2.utils import comm
 
-from d2_pixcontrast.compat import launch
+import train_net
 from d2_pixcontrast.data import TrainLoader
-from d2_pixcontrast.engine import Trainer, default_argument_parser, setup_cfg
+from d2_pixcontrast.engine import Trainer
 
 
 class SpoiltLoader(TrainLoader):
     def __iter__(self):
-        rank = str(comm.get_rank())
-        spoilt_rank, spoilt_iteration = os.environ.get("SPOIL", "none 0").split()
         for iteration, batch in enumerate(super().__iter__(), self.start_iter):
-            with open(f"{os.environ['IMAGES_LOG']}.{rank}", "a") as log:
+            with open(f"{os.environ['IMAGES_LOG']}.{self.rank}", "a") as log:
                 log.write(" ".join(sample["file_name"] for sample in batch) + "\n")
-            if rank == spoilt_rank and iteration == int(spoilt_iteration):
+            here = f"{self.rank} {iteration}"
+            if os.environ.get("SPOIL") == here:
                 batch[0]["image"] = torch.full_like(batch[0]["image"], torch.nan, dtype=torch.float)
+            if os.environ.get("KILL") == here:
+                os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
 
@@ -41,6 +41,4 @@ def main(cfg, args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    cfg = setup_cfg(args)
-    launch(main, args.num_gpus, dist_url=args.dist_url, args=(cfg, args), device=cfg.MODEL.DEVICE)
+    train_net.run(main)

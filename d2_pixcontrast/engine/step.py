@@ -161,11 +161,16 @@ class StepTrainer(SimpleTrainer):
         }
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
 
 
 def _names(data) -> list[str]:
