@@ -33,7 +33,7 @@ WIDE = {torch.float32, torch.float64}
 # Operators that half precision would ruin, by their names in torch.ops.aten.
 DELICATE = {
     *("exp", "log", "log1p", "softplus", "logsumexp", "logaddexp", "_softmax", "_log_softmax"),
-    *("linalg_vector_norm", "reciprocal", "sum", "mean"),
+    *("linalg_vector_norm", "reciprocal", "sum", "mean", "bmm", "baddbmm"),
 }
 
 
@@ -89,13 +89,14 @@ def test_all_terms_and_memories_are_finite_and_wide_in_any_precision(amp_dtype, 
     before = [p.clone() for p in model.parameters()]
     optimizer = torch.optim.SGD(model.parameters(), 0.001)
     trainer = StepTrainer(model, [batch(i) for i in range(STEPS)], optimizer, amp_dtype)
+    if amp_dtype == "float16":  # found by itself, the scale would take a dozen steps
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
     with EventStorage() as storage:
         for trainer.iter in range(STEPS):
             storage.iter = trainer.iter
             head.set_progress(TrainingProgress(trainer.iter, STEPS, seed=3))
             trainer.run_step()
-            if amp_dtype != "float16":  # whose scale is meant to make some overflow
-                assert all(p.grad.isfinite().all() for p in model.parameters())
+            assert all(p.grad.isfinite().all() for p in model.parameters())
         recorded = storage.latest()
 
     losses = {name: value for name, (value, _) in recorded.items() if name.startswith("loss")}
