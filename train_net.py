@@ -30,12 +30,13 @@ def main(cfg, args):
         return trainer.train()
 
 
-if __name__ == "__main__":
+def run(main) -> None:
+    """Launch ``main(cfg, args)`` as the command line says; if it fails, exit with one line."""
     args = default_argument_parser().parse_args()
     try:
         cfg = setup_cfg(args)
         make_output_dir(cfg)
-        if args.num_gpus > 1:
+        if args.num_gpus * args.num_machines > 1:
             forward_sigterm()
         launch(
             main,
@@ -50,3 +51,7 @@ if __name__ == "__main__":
         if getattr(error, "exit_code", None) == PREEMPTED:
             sys.exit(PREEMPTED)
         sys.exit(f"train_net.py: {error}")
+
+
+if __name__ == "__main__":
+    run(main)

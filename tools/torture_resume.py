@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Kills a training again and again, and compares how it ends with one that was left alone.
 
-Each trial trains the drawn shapes for a few iterations with the pixel memory on, is killed
+Each trial trains the drawn shapes for a few iterations with all terms and memories on, is killed
 (SIGKILL) at random moments, resumed with another number of loader workers, and has to end with
 bit-equal weights, memories, optimiser and metrics.json. The last line is ``N/N equal``. Example::
 
@@ -22,7 +22,17 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "configs" / "quick_schedules" / "shapes_pixcontrast_mem_instant_test.yaml"
+CONFIG = ROOT / "configs" / "quick_schedules" / "shapes_mcibi_instant_test.yaml"
+EVERYTHING = {
+    "MODEL.SEM_SEG_HEAD.TERMS": ["PixelContrast", "Contextrast", "MultiScaleContrast"],
+    "MODEL.TIMM.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.PIXEL_CONTRAST.NEGATIVES": "bane",
+    "MODEL.PIXEL_CONTRAST.MINING.MODE": "random",
+    "MODEL.PIXEL_CONTRAST.MEMORY.ENABLED": True,
+    "MODEL.PIXEL_CONTRAST.MEMORY.REGION_SIZE": 64,
+    "MODEL.PIXEL_CONTRAST.MEMORY.PIXEL_SIZE": 128,
+    "MODEL.DATASET_MEMORY.DROPOUT": 0.1,
+}
 VOLATILE = {"time", "data_time", "eta_seconds", "rank_data_time"}  # how long things took
 
 
@@ -36,6 +46,8 @@ def command(output: Path, workers: int, args) -> list[str]:
         "MODEL.SEM_SEG_HEAD.SCALARS_PERIOD": 5,
         "DATALOADER.NUM_WORKERS": workers,
     }
+    if args.config_file == CONFIG:
+        options.update(EVERYTHING)
     flat = [str(part) for pair in options.items() for part in pair]
     script = [sys.executable, str(ROOT / "train_net.py"), "--resume"]
     return [*script, "--config-file", str(args.config_file), *flat, *args.opts]
@@ -127,7 +139,7 @@ def main() -> None:
     parser.add_argument("--kills-per-trial", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--checkpoint-period", type=int, default=7)
-    parser.add_argument("--config-file", type=Path, default=CONFIG)
+    parser.add_argument("--config-file", type=Path, default=CONFIG, help="default: everything")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--output", type=Path, help="keep the runs there")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for all runs")

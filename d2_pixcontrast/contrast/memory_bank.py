@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .class_memory import without_autocast
 from .class_queue import ClassEntries, ClassQueue
 from .distributed import gather_batch
 from .sampling import gather_pixels, sample_group_pixels
@@ -100,6 +101,12 @@ class MemoryBank(nn.Module):
                 f"labels {tuple(labels.shape)} and embeddings {tuple(embeddings.shape)} are on "
                 "different grids"
             )
+        with without_autocast(embeddings):  # which would sum up the regions in half precision
+            candidates, mask = self._candidates(embeddings, labels, pixel_keys, ignore_value)
+        self._write(gather_batch(candidates.to(self._dtype)), gather_batch(mask))
+
+    def _candidates(self, embeddings, labels, pixel_keys, ignore_value):
+        """(B, C, 1 + P, D) rows and (B, C, 1 + P) mask: the region mean, if stored, the pixels."""
         candidates, mask = [], []
         if self.region is not None:
             rows, valid = region_means(embeddings, labels, self.num_classes, ignore_value)
@@ -113,7 +120,7 @@ class MemoryBank(nn.Module):
         # An overflow in one step must not stay in the bank for thousands of them, nor must zeros.
         length = candidates.norm(dim=-1)
         mask &= length.isfinite() & (length > 0)
-        self._write(gather_batch(candidates.to(self._dtype)), gather_batch(mask))
+        return candidates, mask
 
     @property
     def _dtype(self):

@@ -28,10 +28,12 @@ class TrainingProgressHook(HookBase):
     def before_step(self):
         iteration = self.trainer.iter
         base_lr = self._scheduler.base_lrs[0]
+        # Not get_last_lr(), which after a resume is that of the start until the next step.
+        lr = self._scheduler.optimizer.param_groups[0]["lr"]
         progress = TrainingProgress(
             iteration=iteration,
             max_iter=self.trainer.max_iter,
-            lr_factor=self._scheduler.get_last_lr()[0] / base_lr if base_lr else 0.0,
+            lr_factor=lr / base_lr if base_lr else 0.0,
             seed=self.seed,
         )
         for module in self._targets:

@@ -6,6 +6,7 @@ import os
 import traceback
 
 import torch
+import torch.distributed as dist
 import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser as detectron2_argument_parser
@@ -136,15 +137,21 @@ def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
     """Ends the program with one line for bad input; the traceback goes to a file of OUTPUT_DIR.
 
     ValueError and OSError are what this package and the file system raise for bad input, and
-    FloatingPointError a loss that is not finite; anything else is a defect and passes.
+    FloatingPointError a loss that is not finite. A run that has lost one of its processes ends as
+    well; that one says why. Anything else is a defect and passes.
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        text = _text(error)
+        if isinstance(error, RuntimeError):
+            if not _has_lost_a_process(error):
+                raise
+            text = f"another process of this run has ended or cannot be reached ({text})"
         path = os.path.join(cfg.OUTPUT_DIR, f"traceback_rank{comm.get_rank()}.txt")
         with contextlib.suppress(OSError), open(path, "w") as file:
             file.write(traceback.format_exc())
-        raise SystemExit(f"{prog}: {_text(error)} [traceback in {path}]") from None
+        raise SystemExit(f"{prog}: {text} [traceback in {path}]") from None
 
 
 def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
@@ -170,6 +177,11 @@ def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _has_lost_a_process(error: RuntimeError) -> bool:
+    """Whether a collective failed: a type of its own from NCCL, gloo's transport from gloo."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _text(error: Exception) -> str:

@@ -135,9 +135,14 @@ class StepTrainer(SimpleTrainer):
         """
         self.skipped_in_a_row += 1
         bad = [name for name, value in loss_dict.items() if not bool(value.detach().isfinite())]
-        text = _not_finite(
-            self.iter, bad or ["a gradient, or a loss of another process"], _names(data)
-        )
+        reports = comm.all_gather((bad, _names(data)))  # all ranks are here together
+        guilty = [report for report in reports if report[0]]
+        if guilty:
+            text = "; ".join(_not_finite(self.iter, *report) for report in guilty)
+        else:  # gradients are sums over the ranks
+            text = _not_finite(
+                self.iter, ["a gradient"], [n for _, names in reports for n in names]
+            )
         if self.skipped_in_a_row > self._max_skipped:
             raise FloatingPointError(f"{text}; {self._max_skipped} steps before it were skipped")
         logging.getLogger(__name__).warning(f"{text}; the step is skipped")
@@ -156,11 +161,16 @@ class StepTrainer(SimpleTrainer):
         }
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
 
 
 def _names(data) -> list[str]:

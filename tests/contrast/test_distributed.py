@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import MemoryBank, gather_batch, random_keys
@@ -12,7 +12,7 @@ IGNORE = 255
 
 def spawn(function, tmp_path, ranks=2):
     """Results of ``function(rank)`` of each rank."""
-    mp.spawn(_worker, (function, ranks, str(tmp_path)), nprocs=ranks)
+    run_ranks(_worker, (function, ranks, str(tmp_path)), ranks)
     return [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
 
 

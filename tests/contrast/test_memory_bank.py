@@ -131,6 +131,16 @@ def test_overflown_and_zero_embeddings_stay_out():
     assert torch.all(bank.pixel.rows[1].norm(dim=1)[: bank.pixel.fill[1]] > 0.9)
 
 
+def test_autocast_changes_nothing():
+    banks = []
+    for enabled in (False, True):
+        banks.append(MemoryBank(5, 4))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            banks[-1].enqueue(*random_batch(), ignore_value=IGNORE)
+    for wide, half in zip(*(bank.buffers() for bank in banks), strict=True):
+        assert wide.any() and torch.equal(wide, half)
+
+
 def test_a_mean_without_direction_is_no_entry():
     embeddings = torch.tensor([[1.0, -1.0, 0.6], [0.0, 0.0, 0.8]]).view(1, 2, 1, 3)
     rows, mask = region_means(embeddings, torch.tensor([[[0, 0, 1]]]), 2, IGNORE)

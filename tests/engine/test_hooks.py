@@ -74,20 +74,27 @@ class Told(torch.nn.Module):
         self.seen.append(progress)
 
 
+def make_schedule():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    return optimizer, LRMultiplier(optimizer, WarmupPolySchedule(1.0), max_iter=10)
+
+
 def run_with_progress(start, stop, seed=3, rank=0):
     model = Told()
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.5)
-    scheduler = LRMultiplier(optimizer, WarmupPolySchedule(1.0), max_iter=10)
+    optimizer, scheduler = make_schedule()
     loop = Loop({}, 10)
     loop.run_step = lambda: (
         model.draws.append(torch.rand(()).item()),
         optimizer.step(),
         scheduler.step(),
     )
-    for _ in range(start):
-        optimizer.step()
-        scheduler.step()
+    if start:  # as from a checkpoint
+        before = make_schedule()
+        for _ in range(start):
+            for part in before:
+                part.step()
+        for part, saved in zip((optimizer, scheduler), before, strict=True):
+            part.load_state_dict(saved.state_dict())
     loop.register_hooks([TrainingProgressHook(torch.nn.Sequential(model), scheduler, seed, rank)])
     with EventStorage(start):
         loop.train(start, 10)
@@ -101,6 +108,7 @@ def test_progress_and_generators_are_functions_of_the_iteration():
     assert {p.max_iter for p in whole.seen} == {10} and {p.seed for p in whole.seen} == {3}
     resumed = run_with_progress(6, 10)
     assert resumed.draws == whole.draws[6:]
+    assert resumed.seen == whole.seen[6:]
     assert len(set(whole.draws)) == 10
     assert not set(run_with_progress(0, 10, rank=1).draws) & set(whole.draws)
     assert not set(run_with_progress(0, 10, seed=4).draws) & set(whole.draws)

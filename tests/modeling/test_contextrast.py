@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.layers import ShapeSpec
 from operator_record import Operators
+from ranks import run_ranks
 
 from d2_pixcontrast.compat import create_ddp_model
 from d2_pixcontrast.contrast import (
@@ -304,7 +304,7 @@ def one_process():
 
 
 def test_anchors_over_all_ranks_train_as_one_process_with_all_images(tmp_path):
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    run_ranks(worker, (str(tmp_path),), 2)
     losses, expected = one_process()
     assert losses[0] > 0 and losses[1] == 0
     for rank in range(2):

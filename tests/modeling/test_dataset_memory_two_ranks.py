@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from test_dataset_memory_head import IGNORE, PLUS_PLUS, batch, make_head
 
 from d2_pixcontrast.compat import create_ddp_model
@@ -58,7 +58,7 @@ def worker(rank, folder, config):
 def test_the_memory_is_that_of_one_process_with_the_whole_batch(tmp_path, small_cfg):
     config = tmp_path / "config.yaml"
     config.write_text(small_cfg.dump())
-    mp.spawn(worker, (str(tmp_path), str(config)), nprocs=RANKS)
+    run_ranks(worker, (str(tmp_path), str(config)), RANKS)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     for method in OPTIONS:
         (names0, memory0), (names1, memory1) = (results[method] for results in ranks)

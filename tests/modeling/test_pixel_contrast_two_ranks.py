@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from test_pixel_contrast_memory import make_inputs, make_term, state_of
 
 from d2_pixcontrast.compat import create_ddp_model
@@ -71,7 +71,7 @@ def in_turn(mode):
 
 @pytest.mark.parametrize("mode", ["all", "semi_hard"])
 def test_two_ranks_equal_one_process_that_runs_the_shards_in_turn(tmp_path, mode):
-    mp.spawn(worker, (str(tmp_path), mode), nprocs=RANKS)
+    run_ranks(worker, (str(tmp_path), mode), RANKS)
     (steps0, bank0), (steps1, bank1) = (torch.load(tmp_path / f"{r}.pt") for r in range(RANKS))
     expected_steps, expected_bank = in_turn(mode)
     for name, expected in expected_bank.items():
