@@ -104,7 +104,7 @@ def legend(names: list[str], colors: np.ndarray, *, width: int, font_size: int =
     """
     font = load_font(font_size)
     line, gap = round(1.7 * font_size), font_size
-    room = width - 1.5 * font_size - gap // 2
+    room = width - 1.5 * font_size - gap
     names = [shortened(name, font, room) for name in names]
     places, x, y = [], gap // 2, 0
     for name in names:
