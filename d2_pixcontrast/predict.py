@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import data  # noqa: F401  registers the data sets, for their class names and colours
 from .data import DataError, read_image
 from .engine import load_cfg
-from .prediction.compare import Comparison, find_checkpoints
+from .prediction.compare import Checkpoint, Comparison, find_checkpoints
 from .prediction.inputs import InputImage, dataset_inputs, find_inputs, is_video, unique_names
 from .prediction.outputs import OVERLAY, ResultWriter, picture_scale
 from .prediction.predictor import Predictor
@@ -80,7 +80,12 @@ def _run(args: argparse.Namespace) -> tuple[str, list[DataError]]:
     opts = [*args.opts]
     opts += ["TEST.AUG.ENABLED", "True"] if args.tta else []
     opts += ["TEST.SLIDING.ENABLED", "True"] if args.sliding_window else []
-    checkpoints = find_checkpoints(args.compare or [args.weights], args.config_file)
+    if args.compare:
+        checkpoints = find_checkpoints(args.compare, args.config_file)
+    elif args.config_file:
+        checkpoints = [Checkpoint(args.config_file, args.weights)]
+    else:
+        raise ValueError("--config-file is missing")
     # Before any look-up: this registers the data sets of DATASETS.SEM_SEG_FOLDERS.
     cfgs = [load_cfg(checkpoint.config_file, opts) for checkpoint in checkpoints]
     videos = [path for path in args.input or [] if is_video(path)]

@@ -28,10 +28,10 @@ class Checkpoint(NamedTuple):
 
 
 def find_checkpoints(specs: list[str], config_file: str) -> list[Checkpoint]:
-    """What the command line names.
+    """What ``--compare`` names.
 
     Args:
-        specs: each ``WEIGHTS`` or ``CONFIG:WEIGHTS``; "" = the config's MODEL.WEIGHTS.
+        specs: each ``WEIGHTS`` or ``CONFIG:WEIGHTS``.
         config_file: the config of those that name none.
 
     Raises:
@@ -42,8 +42,7 @@ def find_checkpoints(specs: list[str], config_file: str) -> list[Checkpoint]:
         pair = _PAIR.fullmatch(spec)
         found.append(Checkpoint(*(pair.groups() if pair else (config_file, spec))))
         if not found[-1].config_file:
-            way = f", or give CONFIG:{spec} to --compare" if spec else ""
-            raise ValueError(f"--config-file is missing{way}")
+            raise ValueError(f"--compare {spec}: --config-file is missing, or CONFIG:{spec}")
     return found
 
 
