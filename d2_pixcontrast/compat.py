@@ -4,6 +4,8 @@ Everything else in the package imports detectron2 after this module, so that a m
 gives one clear message.
 """
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -18,11 +20,14 @@ except ImportError as error:
         "(https://detectron2.readthedocs.io/tutorials/install.html)."
     ) from error
 
-from detectron2 import engine
-from detectron2.config import CfgNode
-from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, get_event_storage
+with warnings.catch_warnings():
+    # Its modules script functions while they are imported, and torch says that this is deprecated.
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    from detectron2 import engine
+    from detectron2.config import CfgNode
+    from detectron2.projects.deeplab import add_deeplab_config
+    from detectron2.utils import comm
+    from detectron2.utils.events import EventStorage, get_event_storage
 
 __all__ = [
     "DETECTRON2_VERSION",

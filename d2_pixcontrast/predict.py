@@ -24,7 +24,7 @@ from tqdm import tqdm
 from . import data  # noqa: F401  registers the data sets, for their class names and colours
 from .data import DataError, read_image
 from .engine import load_cfg
-from .prediction.compare import Comparison
+from .prediction.compare import Checkpoint, Comparison, find_checkpoints
 from .prediction.inputs import InputImage, dataset_inputs, find_inputs, is_video, unique_names
 from .prediction.outputs import OVERLAY, ResultWriter, picture_scale
 from .prediction.predictor import Predictor
@@ -80,20 +80,26 @@ def _run(args: argparse.Namespace) -> tuple[str, list[DataError]]:
     opts = [*args.opts]
     opts += ["TEST.AUG.ENABLED", "True"] if args.tta else []
     opts += ["TEST.SLIDING.ENABLED", "True"] if args.sliding_window else []
+    if args.compare:
+        checkpoints = find_checkpoints(args.compare, args.config_file)
+    elif args.config_file:
+        checkpoints = [Checkpoint(args.config_file, args.weights)]
+    else:
+        raise ValueError("--config-file is missing")
+    # Before any look-up: this registers the data sets of DATASETS.SEM_SEG_FOLDERS.
+    cfgs = [load_cfg(checkpoint.config_file, opts) for checkpoint in checkpoints]
     videos = [path for path in args.input or [] if is_video(path)]
     if args.dataset:
-        images = _dataset_inputs(args.dataset)
+        images = dataset_inputs(args.dataset)
     else:
         paths = [path for path in args.input if path not in videos]
         images = find_inputs(paths, args.labels) if paths else []
     if args.compare:
-        return _compare(args, opts, images, videos)
-    if not args.config_file:
-        raise ValueError("--config-file is missing")
+        return _compare(args, checkpoints, cfgs, images, videos)
     if videos and (args.probabilities or args.cityscapes_submission):
         raise ValueError("of a video only the overlay is written, no probabilities or submission")
 
-    predictor = Predictor(load_cfg(args.config_file, opts), args.weights)
+    predictor = Predictor(cfgs[0], args.weights)
     writer = ResultWriter(
         args.output,
         predictor.class_names,
@@ -110,17 +116,21 @@ def _run(args: argparse.Namespace) -> tuple[str, list[DataError]]:
     names = unique_names([Path(Path(video).name) for video in videos])
     for video, name in zip(videos, names, strict=True):
         _predict_video(video, args.output / OVERLAY / name, predictor)
-    done = [f"{len(images) - len(skipped)} images"] if images else []
-    done += [f"{len(videos)} videos"] if videos else []
+    done = [_count(len(images) - len(skipped), "image")] if images else []
+    done += [_count(len(videos), "video")] if videos else []
     return f"{' and '.join(done)}: {args.output}", skipped
 
 
-def _compare(args, opts, images, videos) -> tuple[str, list[DataError]]:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _compare(args, checkpoints, cfgs, images, videos) -> tuple[str, list[DataError]]:
     if videos or args.weights or args.probabilities or args.cityscapes_submission:
         raise ValueError(
             "--compare takes images, and no --weights, --probabilities or --cityscapes-submission"
         )
-    comparison = Comparison(args.compare, args.config_file, opts)
+    comparison = Comparison(checkpoints, cfgs)
 
     def compare(source: InputImage) -> None:
         path = args.output / "compare" / f"{source.name}.png"
@@ -156,13 +166,6 @@ def _predict_video(path: str, output: Path, predictor: Predictor) -> None:
             key = legend(predictor.class_names, predictor.colors, width=picture.shape[1])
         writer.write(stack([picture, key]))
     writer.close()
-
-
-def _dataset_inputs(name: str) -> list[InputImage]:
-    try:
-        return dataset_inputs(name)
-    except KeyError as error:
-        raise ValueError(f"--dataset: {error.args[0]}") from error
 
 
 if __name__ == "__main__":

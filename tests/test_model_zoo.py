@@ -47,6 +47,14 @@ def test_a_wrong_name_gets_similar_ones():
         model_zoo.get_config_file(wrong)
 
 
+def test_a_name_without_its_folder_gets_near_ones():
+    with pytest.raises(ValueError, match="CamVid-.*_mobilenetv2_ce_cpu.yaml") as caught:
+        model_zoo.get_config_file("deeplabv3plus_mobilenetv2_ce_cpu")
+    assert str(caught.value).count(".yaml") == 3 and "are known" in str(caught.value)
+    with pytest.raises(ValueError, match="the nearest are .*yaml"):
+        model_zoo.get_config_file("typo")
+
+
 def test_without_a_table_the_error_says_how_to_write_one(monkeypatch):
     monkeypatch.delenv(model_zoo.TABLE_VARIABLE, raising=False)
     for call in (model_zoo.get_checkpoint_url, lambda c: model_zoo.get_config(c, trained=True)):

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+class _MissingError(DataError):
+    """A published file or folder is not there."""
+
+
 class Task(NamedTuple):
     """One label file to make.
 
@@ -87,7 +91,6 @@ def run(
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path(os.getenv("DETECTRON2_DATASETS", "datasets")),
         help="the folder of all datasets (default: $DETECTRON2_DATASETS, else ./datasets)",
     )
     parser.add_argument(
@@ -95,10 +98,11 @@ def run(
     )
     args = parser.parse_args(argv)
     try:
-        todo = plan(args.root)
+        todo = plan(args.root or Path(os.getenv("DETECTRON2_DATASETS", "datasets")))
         written, skipped = prepare(todo, convert, workers=args.workers, description=name)
     except DataError as error:
-        raise SystemExit(f"{name}: {error}") from None
+        hint = f" {ROOT_HINT}" if isinstance(error, _MissingError) and not args.root else ""
+        raise SystemExit(f"{name}: {error}{hint}") from None
     sys.stdout.write(
         f"{name}: {written} files written, {skipped} skipped (up to date), "
         f"{len(todo.ignored)} ignored (in no split)\n"
@@ -162,7 +166,7 @@ def require(path: Path, what: str) -> Path:
         DataError: it does not; the message says ``what`` should be there.
     """
     if not path.exists():
-        raise DataError(f"{path.absolute()} does not exist. It should be {what}. {ROOT_HINT}")
+        raise _MissingError(f"{path.absolute()} does not exist. It should be {what}.")
     return path
 
 

@@ -75,10 +75,12 @@ def inspect_dataset(
 def class_weights(statistics: DatasetStatistics, num_classes: int, method: str) -> list[float]:
     """Weights of the cross-entropy that favour rare classes, scaled to a mean of 1.
 
+    A class without pixels gets the mean of the others, 1.
+
     * ``"enet"``: 1 / ln(1.02 + p_c), p_c = share of class c of the labelled pixels. Paszke et al.,
       "ENet", 2016, section 5.2. A rare class weighs at most 35 times a class that is everywhere.
     * ``"median_frequency"``: median(f) / f_c, f_c = pixels of c / pixels of the images that show c.
-      Eigen & Fergus, ICCV 2015, section 6.3.2. Not bounded; a class without pixels gets the median.
+      Eigen & Fergus, ICCV 2015, section 6.3.2. Not bounded.
 
     Raises:
         ValueError: another ``method``, or no class has a pixel.
@@ -87,17 +89,18 @@ def class_weights(statistics: DatasetStatistics, num_classes: int, method: str) 
     pixels = np.array([statistics.pixels[label] for label in classes], float)
     if not pixels.any():
         raise ValueError("no pixel has a class: there are no weights to suggest")
+    present = pixels > 0
     if method == "enet":
-        weights = 1 / np.log(1.02 + pixels / pixels.sum())
+        found = 1 / np.log(1.02 + pixels[present] / pixels.sum())
     elif method == "median_frequency":
         whole = np.array([statistics.image_pixels[label] for label in classes], float)
-        present = pixels > 0
         frequency = pixels[present] / whole[present]
-        weights = np.ones(num_classes)
-        weights[present] = np.median(frequency) / frequency
+        found = np.median(frequency) / frequency
     else:
         raise ValueError(f'unknown method "{method}"; it can be "enet" or "median_frequency"')
-    return (weights / weights.mean()).tolist()
+    weights = np.ones(num_classes)
+    weights[present] = found / found.mean()
+    return weights.tolist()
 
 
 def _inspect(

@@ -143,6 +143,8 @@ def _weights(source: Source, statistics: DatasetStatistics) -> list[str]:
         "median_frequency": "median(f) / f, f = pixels of a class / pixels of images that show it",
     }
     lines = ["MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS to try where rare classes are missed (mean 1):"]
+    if not all(statistics.pixels[label] for label in range(count)):
+        lines.append("  (classes that are in no label get the mean)")
     for method, formula in formulas.items():
         values = ", ".join(f"{w:.3f}" for w in class_weights(statistics, count, method))
         lines += [f"  {method}, {formula}:", f"    [{values}]"]

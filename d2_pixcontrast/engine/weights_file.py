@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import re
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ ALLOW_PICKLE_VARIABLE = "PIXCONTRAST_ALLOW_PICKLE"
 # What `python -m d2_pixcontrast.export publish` writes.
 _HASH_IN_NAME = re.compile(r"model_final_([0-9a-f]{8,64})\.[a-z]+")
 # How torch's safe loader says what it would have had to import.
+_SAFE_LOADER_SAYS = re.compile(r"WeightsUnpickler error:\s*(.*)")
+_LEGACY_NUMBER = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _GLOBAL_IN_MESSAGE = re.compile(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+\w)")
 
 
@@ -107,29 +111,63 @@ def _read_safely(path: str, map_location: str):
     if path.endswith(".pkl"):
         with open(path, "rb") as file:
             return load_restricted(file)
-    return torch.load(path, map_location=map_location, weights_only=True)
+    with warnings.catch_warnings():  # torch warns of what fails next, which gets a line of ours
+        warnings.filterwarnings("ignore", ".*(pickle protocol|TorchScript)", UserWarning)
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def _read_if_trusted(path: str, map_location: str, error: Exception):
     """What to do after the safe reader has failed with ``error``."""
-    wanted = _forbidden_global(error)
-    if wanted is None:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"cannot read weights from {path}: it is damaged or no checkpoint ({reason})"
-        ) from error
+    refusal = _refusal(path, error)
+    if refusal is None:
+        raise _unreadable(path, error) from error
     if os.environ.get(ALLOW_PICKLE_VARIABLE) != "1":
         raise ValueError(
-            f"{path} is refused: loading it would run code ({wanted}). If you trust its author "
-            f"with your account, put {ALLOW_PICKLE_VARIABLE}=1 before the command"
+            f"{path} is refused: {refusal}. If you trust its author with your account, put "
+            f"{ALLOW_PICKLE_VARIABLE}=1 before the command"
         ) from error
     logging.getLogger(__name__).warning(
-        f"{ALLOW_PICKLE_VARIABLE} is set: running the code in {path} ({wanted})"
+        f"{ALLOW_PICKLE_VARIABLE} is set: {path} is unpickled ({refusal})"
     )
-    if path.endswith(".pkl"):
-        with open(path, "rb") as file:
-            return pickle.load(file, encoding="latin1")
-    return torch.load(path, map_location=map_location, weights_only=False)
+    try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return pickle.load(file, encoding="latin1")
+        return torch.load(path, map_location=map_location, weights_only=False)
+    except Exception as failure:  # whatever the code in it does
+        raise _unreadable(path, failure) from failure
+
+
+def _refusal(path: str, error: Exception) -> str | None:
+    """Why the safe reader must not read a sound file; None where it is not sound."""
+    wanted = _forbidden_global(error)
+    if wanted is not None:
+        return f"loading it would run code ({wanted})"
+    found = _SAFE_LOADER_SAYS.search(str(error))
+    if found and not path.endswith(".pkl") and _is_of_torch_save(path):
+        return (
+            "loading it could run code, since torch's safe loader cannot decode it "
+            f"({found[1].strip()}; it does not know pickle protocol 4 and newer)"
+        )
+    return None
+
+
+def _unreadable(path: str, error: Exception) -> ValueError:
+    """The error for a file that is none of ours, without torch's advice to load it unsafely."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if "TorchScript" in str(error):
+        reason = "a TorchScript archive"
+    elif "weights_only" in str(error):
+        reason = "not a file of torch.save"
+    return ValueError(f"cannot read weights from {path}: it is damaged or no checkpoint ({reason})")
+
+
+def _is_of_torch_save(path: str) -> bool:
+    """Whether the file is a zip archive, or begins with the number of those before torch 1.6."""
+    if zipfile.is_zipfile(path):
+        return True
+    with open(path, "rb") as file:
+        return _LEGACY_NUMBER in file.read(32)
 
 
 def _is_numbers(value: object) -> bool:

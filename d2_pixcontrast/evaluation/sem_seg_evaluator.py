@@ -191,7 +191,13 @@ class SemSegEvaluator(DatasetEvaluator):
         style = {"floatfmt": ".2f", "tablefmt": "pipe"}
         summary = {key: results[key] for key in SUMMARY_KEYS if key in results}
         return (
-            tabulate(rows, headers=["class", *kinds], **style)
+            tabulate(rows, headers=["class", *map(self._header, kinds)], **style)
             + "\n\n"
-            + tabulate([list(summary.values())], headers=list(summary), **style)
+            + tabulate(
+                [list(summary.values())], headers=[self._header(key) for key in summary], **style
+            )
         )
+
+    def _header(self, kind: str) -> str:
+        """Boundary IoU of different widths are different scores."""
+        return f"{kind} (width {self._boundary_width:g})" if kind.endswith("BIoU") else kind

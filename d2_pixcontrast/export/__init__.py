@@ -1,5 +1,6 @@
 """Trained models for others: ``python -m d2_pixcontrast.export --help``."""
 
+from .. import compat  # noqa: F401  first: a missing detectron2 gets one clear message
 from .cost import network_cost
 from .graph import InferenceGraph, trace
 from .onnx_file import write_onnx

@@ -21,6 +21,7 @@ def model_card(
     scores: Scores | None,
     class_names: list[str],
     cost: NetworkCost,
+    iteration: int | None = None,
 ) -> str:
     """Markdown that says what the model is, what it was trained on and with, and how to use it.
 
@@ -30,10 +31,11 @@ def model_card(
         scores: None where none are known.
         class_names: one per class.
         cost: of the network at inference.
+        iteration: that the checkpoint was written in, counted from 0; None where it does not say.
     """
     sections = [
         f"# {_title(cfg)}",
-        _table(_facts(cfg, cost)),
+        _table(_facts(cfg, cost, iteration)),
         "## Files",
         _table(
             {
@@ -46,7 +48,7 @@ def model_card(
         "## Scores",
         _scores(scores, cfg, class_names),
         "## Use",
-        _usage(files[0]),
+        _usage(files[0], cfg),
         "## Classes",
         "\n".join(f"{index}. {name}" for index, name in enumerate(class_names)),
         "## Licence",
@@ -75,7 +77,7 @@ def _network(cfg: CfgNode) -> str:
     return f"{decoder}, {backbone}"
 
 
-def _facts(cfg: CfgNode, cost: NetworkCost) -> dict[str, str]:
+def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, str]:
     solver, head = cfg.SOLVER, cfg.MODEL.SEM_SEG_HEAD
     crop = "x".join(map(str, cfg.INPUT.CROP.SIZE)) if cfg.INPUT.CROP.ENABLED else "none"
     return {
@@ -84,8 +86,8 @@ def _facts(cfg: CfgNode, cost: NetworkCost) -> dict[str, str]:
         "Classes": f"{head.NUM_CLASSES}, ignored label {head.IGNORE_VALUE}",
         "Terms in training": ", ".join(head.TERMS) or "none (cross-entropy alone)",
         "Initial weights": cfg.MODEL.WEIGHTS or "random",
-        "Schedule": f"{solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images, crop {crop}, "
-        f"scale {tuple(cfg.INPUT.SCALE_RANGE)}",
+        "Schedule": f"{_length(solver.MAX_ITER, iteration)} iterations of "
+        f"{solver.IMS_PER_BATCH} images, crop {crop}, scale {tuple(cfg.INPUT.SCALE_RANGE)}",
         "Optimiser": f"{solver.OPTIMIZER}, learning rate {solver.BASE_LR}, "
         f"weight decay {solver.WEIGHT_DECAY}, {solver.LR_SCHEDULER_NAME}",
         "Seed": str(cfg.SEED) if cfg.SEED >= 0 else "drawn",
@@ -93,6 +95,12 @@ def _facts(cfg: CfgNode, cost: NetworkCost) -> dict[str, str]:
         "Published with": f"d2_pixcontrast {__version__}, detectron2 {detectron2.__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}",
     }
+
+
+def _length(max_iter: int, iteration: int | None) -> str:
+    if iteration is None or iteration == max_iter - 1:
+        return str(max_iter)
+    return f"checkpoint of iteration {iteration + 1} of {max_iter};"
 
 
 def _scores(scores: Scores | None, cfg: CfgNode, class_names: list[str]) -> str:
@@ -108,9 +116,18 @@ def _scores(scores: Scores | None, cfg: CfgNode, class_names: list[str]) -> str:
     return f"{text}\n\nIoU by class:\n\n{_table(by_class)}" if by_class else text
 
 
-def _usage(weights: Path) -> str:
+def _usage(weights: Path, cfg: CfgNode) -> str:
+    # Where the test data of a reader lies is not where it lay in the training.
+    own = [name for name in cfg.DATASETS.TEST if name in cfg.DATASETS.SEM_SEG_FOLDERS]
+    folders = "".join(
+        f" \\\n    DATASETS.SEM_SEG_FOLDERS.{name}.{kind} DIR"
+        for name in own
+        for kind in ("IMAGES", "LABELS")
+    )
     return f"""```bash
-python train_net.py --config-file config.yaml --eval-only MODEL.WEIGHTS {weights.name}
+python train_net.py --config-file config.yaml --eval-only MODEL.WEIGHTS {weights.name}{folders}
+python -m d2_pixcontrast.predict --config-file config.yaml --weights {weights.name} \\
+    --input IMAGE_OR_FOLDER --output DIR
 ```
 
 ```python

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import save as safetensors_bytes
@@ -21,6 +23,8 @@ from .model_card import model_card
 from .results import find_results, read_results
 
 _HASH_DIGITS = 8
+
+logger = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
@@ -76,9 +80,10 @@ def publish(
     scores = read_results(results) if results else None
     model = load_inference_model(cfg, weights)
     checkpoint = PathManager.get_local_path(weights)
+    iteration = read_weights_file(checkpoint, map_location="meta").get("iteration")
     if scores is None:
-        iteration = read_weights_file(checkpoint, map_location="meta").get("iteration")
         scores = find_results(Path(checkpoint).parent, iteration, cfg.SOLVER.MAX_ITER)
+    _warn_of_another_config(cfg, Path(checkpoint).with_name("config.yaml"))
     state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
     cost = network_cost(InferenceGraph(model, cfg.INPUT.FORMAT), _image_size(cfg))
 
@@ -90,7 +95,14 @@ def publish(
         )
     cfg.MODEL.DEVICE = device
     cfg = _portable(cfg)
-    card = model_card(cfg, files=files, scores=scores, class_names=class_names(cfg), cost=cost)
+    card = model_card(
+        cfg,
+        files=files,
+        scores=scores,
+        class_names=class_names(cfg),
+        cost=cost,
+        iteration=iteration,
+    )
     return Published(
         weights=files[0],
         safetensors=files[1] if safetensors else None,
@@ -109,6 +121,25 @@ def class_names(cfg: CfgNode) -> list[str]:
         if names:
             return list(names)
     return [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+
+
+def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
+    """Say in a line where the card would tell of another training than the run's own config."""
+    if not run_config.is_file():
+        return
+    try:
+        with open(run_config, encoding="utf-8") as file:
+            theirs = yaml.safe_load(file)
+        ours = yaml.safe_load(cfg.dump())
+        other = [k for k in ("SOLVER", "DATASETS", "SEED") if theirs.get(k, ours[k]) != ours[k]]
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        logger.warning(f"{run_config} cannot be compared with the given config: {error}")
+        return
+    if other:
+        logger.warning(
+            f"the model card may be wrong: {' and '.join(other)} of the given config are not those "
+            f"of the run; publish with --config-file {run_config}"
+        )
 
 
 def _image_size(cfg: CfgNode) -> tuple[int, int]:

@@ -6,6 +6,7 @@ cfg = model_zoo.get_config("CamVid-SemanticSegmentation/deeplabv3plus_mobilenetv
 model = model_zoo.get("CamVid-SemanticSegmentation/....yaml", trained=True)  # with a table
 """
 
+from .. import compat  # noqa: F401  first: a missing detectron2 gets one clear message
 from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
 from .table import TABLE_VARIABLE, Checkpoint, read_table
 

@@ -18,8 +18,18 @@ def lookup(registry: Registry, name: str, key: str):
 
 
 def suggest(name: str, known: list[str], most: int = 12) -> str:
-    """ "did you mean" with the closest of ``known``, then the list where it is short."""
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
+    """ "did you mean" with the closest of ``known``, then all of them where they are few.
+
+    Where they are many and none is close, those whose last parts (of a path) are the nearest.
+    """
+    name = str(name)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    listed = ", ".join(known[:most]) + (f", ... ({len(known)} in all)" if len(known) > most else "")
-    return f"{hint}known are {listed}"
+    if len(known) <= most:
+        return f"{hint}known are {', '.join(known)}"
+    if not close:
+        by_last_part = {other.rsplit("/", 1)[-1]: other for other in known}
+        last_part = name.rsplit("/", 1)[-1]
+        near = difflib.get_close_matches(last_part, by_last_part, n=3, cutoff=0.0)
+        hint = f"the nearest are {' and '.join(by_last_part[part] for part in near)}; "
+    return f"{hint}{len(known)} are known"

@@ -3,12 +3,13 @@
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ..compat import CfgNode
 from ..data.labels import check_label, check_same_size, read_label
-from ..engine import load_cfg
 from ..visualization.overlay import enlarge, label_overlay, legend_of
 from ..visualization.panels import panel_row, stack
 from .inputs import InputImage
@@ -19,22 +20,49 @@ from .predictor import Predictor
 _PAIR = re.compile(r"(.+\.ya?ml):(.+)")
 
 
+class Checkpoint(NamedTuple):
+    """Weights, and the config file that builds their network."""
+
+    config_file: str
+    weights: str
+
+
+def find_checkpoints(specs: list[str], config_file: str) -> list[Checkpoint]:
+    """What ``--compare`` names.
+
+    Args:
+        specs: each ``WEIGHTS`` or ``CONFIG:WEIGHTS``.
+        config_file: the config of those that name none.
+
+    Raises:
+        ValueError: one has no config.
+    """
+    found = []
+    for spec in specs:
+        pair = _PAIR.fullmatch(spec)
+        found.append(Checkpoint(*(pair.groups() if pair else (config_file, spec))))
+        if not found[-1].config_file:
+            raise ValueError(f"--compare {spec}: --config-file is missing, or CONFIG:{spec}")
+    return found
+
+
 class Comparison:
     """The panels: image, label where there is one, and each checkpoint's prediction."""
 
-    def __init__(self, specs: list[str], config_file: str, opts: list[str]):
+    def __init__(self, checkpoints: list[Checkpoint], cfgs: list[CfgNode]):
         """
         Args:
-            specs: checkpoints, each a path or ``CONFIG:WEIGHTS``.
-            config_file: the config of those that name none.
-            opts: KEY VALUE pairs for all of them.
+            checkpoints: what to compare.
+            cfgs: the config of each.
 
         Raises:
-            ValueError: a checkpoint has no config, does not fit, or their classes differ.
+            ValueError: a checkpoint does not fit, or their classes differ.
         """
-        pairs = [_config_and_weights(spec, config_file) for spec in specs]
-        self.captions = captions([weights for _, weights in pairs])
-        self.predictors = [Predictor(load_cfg(config, opts), weights) for config, weights in pairs]
+        self.captions = captions(checkpoints)
+        self.predictors = [
+            Predictor(cfg, checkpoint.weights)
+            for cfg, checkpoint in zip(cfgs, checkpoints, strict=True)
+        ]
         names = [predictor.class_names for predictor in self.predictors]
         if any(other != names[0] for other in names):
             raise ValueError("--compare: the checkpoints do not have the same classes")
@@ -72,20 +100,22 @@ class Comparison:
         return label
 
 
-def captions(paths: list[str]) -> list[str]:
-    """The shortest ends of the paths, without suffix, that tell them apart."""
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        ends = [os.path.join(*path[-length:]) for path in parts]
-        if len(set(ends)) == len(ends):
-            return ends
-    return [f"{number}. {path}" for number, path in enumerate(ends, start=1)]
+def captions(checkpoints: list[Checkpoint]) -> list[str]:
+    """Short names that differ: of the weights, else of the configs, else of both."""
+    weights = _short_names([checkpoint.weights for checkpoint in checkpoints])
+    configs = _short_names([checkpoint.config_file for checkpoint in checkpoints])
+    both = [f"{config}: {name}" for config, name in zip(configs, weights, strict=True)]
+    for names in (weights, configs, both):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}. {name}" for number, name in enumerate(weights, start=1)]
 
 
-def _config_and_weights(spec: str, config_file: str) -> tuple[str, str]:
-    match = _PAIR.fullmatch(spec)
-    if match:
-        return match[1], match[2]
-    if not config_file:
-        raise ValueError(f"--compare {spec}: give --config-file, or CONFIG:{spec}")
-    return config_file, spec
+def _short_names(paths: list[str]) -> list[str]:
+    """The shortest ends, without suffix, that tell different paths apart."""
+    parts = {path: Path(path).with_suffix("").parts for path in paths}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        ends = {path: os.path.join(*part[-length:]) for path, part in parts.items()}
+        if len(set(ends.values())) == len(ends):
+            return [ends[path] for path in paths]
+    return paths  # some differ in nothing but their suffix

@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from ..data import DataError
+from ..data.check import check_registered
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -72,7 +73,12 @@ def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]
 
 
 def dataset_inputs(dataset_name: str) -> list[InputImage]:
-    """The images of a registered data set, with their labels."""
+    """The images of a registered data set, with their labels.
+
+    Raises:
+        DataError: the data set is not registered, or its files are not there.
+    """
+    check_registered(dataset_name)
     dicts = DatasetCatalog.get(dataset_name)
     paths = [Path(sample["file_name"]).absolute() for sample in dicts]
     root = Path(os.path.commonpath([path.parent for path in paths]))

@@ -1,9 +1,10 @@
 """Segmentations drawn over their images, and the legend that explains the colours."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .colors import VOID_COLOR, class_index, colorize
+from .fonts import load_font, shortened
 
 
 def overlay(
@@ -93,7 +94,7 @@ def legend(names: list[str], colors: np.ndarray, *, width: int, font_size: int =
     """Swatches and names on white, wrapped to a width: to be put below an image.
 
     Args:
-        names: C names.
+        names: C names. One that is too long for a line of its own loses its beginning.
         colors: (C, 3) uint8 RGB.
         width: pixels.
         font_size: pixels.
@@ -101,8 +102,10 @@ def legend(names: list[str], colors: np.ndarray, *, width: int, font_size: int =
     Returns:
         (h, width, 3) uint8 with the height that it takes.
     """
-    font = ImageFont.load_default(font_size)
+    font = load_font(font_size)
     line, gap = round(1.7 * font_size), font_size
+    room = width - 1.5 * font_size - gap
+    names = [shortened(name, font, room) for name in names]
     places, x, y = [], gap // 2, 0
     for name in names:
         length = 1.5 * font_size + font.getlength(name)

@@ -1,7 +1,9 @@
 """Pictures side by side, with captions and a legend."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .fonts import load_font, shortened
 
 GAP = 8  # pixels between pictures and around them
 _INK = (22, 25, 29)
@@ -23,13 +25,13 @@ def panel_row(panels: list[tuple[str, np.ndarray]], *, font_size: int = 14) -> n
     heights = {picture.shape[0] for _, picture in panels}
     if len(heights) != 1:
         raise ValueError(f"pictures of one row have different heights: {sorted(heights)}")
-    font = ImageFont.load_default(font_size)
+    font = load_font(font_size)
     top = round(1.9 * font_size)
     width = GAP + sum(picture.shape[1] + GAP for _, picture in panels)
     canvas = Image.new("RGB", (width, top + heights.pop() + GAP), "white")
     draw, x = ImageDraw.Draw(canvas), GAP
     for caption, picture in panels:
-        text = _shortened(caption, font, picture.shape[1])
+        text = shortened(caption, font, picture.shape[1])
         draw.text((x, top / 2), text, fill=_INK, font=font, anchor="lm")
         canvas.paste(Image.fromarray(np.ascontiguousarray(picture)), (x, top))
         x += picture.shape[1] + GAP
@@ -51,11 +53,3 @@ def resize_to_height(image: np.ndarray, height: int) -> np.ndarray:
     """(H, W, 3) uint8 to (height, W', 3) with the same aspect."""
     width = max(round(image.shape[1] * height / image.shape[0]), 1)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _shortened(text: str, font, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"...{text}") > width:
-        text = text[1:]
-    return f"...{text}"

@@ -156,6 +156,15 @@ def test_by_config_file_and_command_line(config_file, folders, tmp_path):
     assert again.DATASETS.SEM_SEG_FOLDERS == cfg.DATASETS.SEM_SEG_FOLDERS
 
 
+def test_a_missing_folder_is_named_with_its_key(config_file, folders):
+    options = [f"{KEY}.mine_train.LABELS", "nowhere"]
+    load_cfg(str(config_file), options)
+    with pytest.raises(DataError, match=rf"nowhere does not exist.*{KEY}.mine_train.LABELS"):
+        DatasetCatalog.get("mine_train")
+    # The same data set by a call is no other one.
+    register_sem_seg_folder("mine_train", folders[0], "nowhere", ["x", "y"])
+
+
 def test_processes_that_get_a_config_register_its_folders(config_file, monkeypatch):
     """Those that launch() starts have not loaded the config themselves."""
     from d2_pixcontrast.engine import setup

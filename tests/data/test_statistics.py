@@ -46,13 +46,15 @@ def test_counts_against_a_loop(dicts, workers):
 def test_weights_against_their_formulas(dicts):
     statistics = inspect_dataset(dicts, num_classes=4)
     labelled = sum(n for value, n in statistics.pixels.items() if value != 255)
-    enet = [1 / math.log(1.02 + statistics.pixels[c] / labelled) for c in range(4)]
-    expected = [w / (sum(enet) / 4) for w in enet]
+    enet = {c: 1 / math.log(1.02 + statistics.pixels[c] / labelled) for c in (0, 1, 3)}
+    mean = sum(enet.values()) / 3
+    expected = [enet[c] / mean if c in enet else 1 for c in range(4)]  # 2 is in no label
     assert class_weights(statistics, 4, "enet") == pytest.approx(expected)
     frequencies = {c: statistics.pixels[c] / statistics.image_pixels[c] for c in (0, 1, 3)}
     median = sorted(frequencies.values())[1]
-    weights = [median / frequencies[c] if c in frequencies else 1 for c in range(4)]
-    expected = [w / (sum(weights) / 4) for w in weights]
+    weights = {c: median / frequency for c, frequency in frequencies.items()}
+    mean = sum(weights.values()) / 3
+    expected = [weights[c] / mean if c in weights else 1 for c in range(4)]
     assert class_weights(statistics, 4, "median_frequency") == pytest.approx(expected)
     with pytest.raises(ValueError, match='unknown method "mean"'):
         class_weights(statistics, 4, "mean")

@@ -16,10 +16,9 @@ def script(name):
 
 
 def run(name, root, *arguments):
-    """Run a preparation in this process."""
+    """Run a preparation in this process; root None = $DETECTRON2_DATASETS."""
     from d2_pixcontrast.data import prepare
 
     module = script(f"prepare_{name}")
-    prepare.run(
-        name, module.plan, module.convert, "", ["--root", str(root), "--workers", "1", *arguments]
-    )
+    where = [] if root is None else ["--root", str(root)]
+    prepare.run(name, module.plan, module.convert, "", [*where, "--workers", "1", *arguments])

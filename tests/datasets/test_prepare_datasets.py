@@ -266,12 +266,17 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     "name",
     [p.stem.removeprefix("prepare_") for p in sorted((ROOT / "datasets").glob("prepare_*.py"))],
 )
-def test_a_missing_tree_is_one_line_that_says_where_it_comes_from(tmp_path, name):
+@pytest.mark.parametrize("root_given", [True, False])
+def test_a_missing_tree_is_one_line_that_says_where_it_comes_from(
+    tmp_path, monkeypatch, name, root_given
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     with pytest.raises(SystemExit) as error:
-        run(name, tmp_path)
+        run(name, tmp_path if root_given else None)
     text = str(error.value)
     assert text.startswith(f"{name}: {tmp_path}") and "does not exist" in text
-    assert "http" in text and "DETECTRON2_DATASETS" in text and "\n" not in text
+    assert "http" in text and "\n" not in text
+    assert ("DETECTRON2_DATASETS" in text) != root_given
     assert not any(tmp_path.iterdir())
 
 

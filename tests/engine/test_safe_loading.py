@@ -104,6 +104,54 @@ def test_the_variable_allows_what_was_refused(tmp_path, monkeypatch, caplog, nam
     assert any(ALLOW_PICKLE_VARIABLE in r.getMessage() for r in caplog.records)
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_protocols_that_the_safe_loader_does_not_know(
+    tmp_path, monkeypatch, recwarn, protocol, zipped
+):
+    path, state = tmp_path / "new.pth", {"model": {"a": torch.arange(3.0)}}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    torch.save(state, path, **options)
+    monkeypatch.delenv(ALLOW_PICKLE_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match="new.pth is refused.*cannot decode") as caught:
+        read_weights_file(str(path))
+    message = str(caught.value)
+    assert f"{ALLOW_PICKLE_VARIABLE}=1" in message and "weights_only" not in message
+    assert "\n" not in message and not recwarn.list
+    monkeypatch.setenv(ALLOW_PICKLE_VARIABLE, "1")
+    assert torch.equal(read_weights_file(str(path))["model"]["a"], torch.arange(3.0))
+
+
+def save_script(path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("flag", ["", "1"])
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda path: path.write_text("<!DOCTYPE html>"), r"not a file of torch.save"),
+        (lambda path: path.write_bytes(pickle_of({"a": 1}, 4)), r"not a file of torch.save"),
+        (save_script, "a TorchScript archive"),
+    ],
+)
+def test_other_files_called_pth(tmp_path, monkeypatch, write, message, flag):
+    write(tmp_path / "x.pth")
+    monkeypatch.setenv(ALLOW_PICKLE_VARIABLE, flag)
+    with pytest.raises(ValueError, match=rf"x.pth: .*no checkpoint \({message}\)$") as caught:
+        read_weights_file(str(tmp_path / "x.pth"))
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_trusted_file_that_fails_gets_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "raises.pth"
+    path.write_bytes(torch_file_of({"model": Call(int, "no number")}, zipped=True))
+    monkeypatch.setenv(ALLOW_PICKLE_VARIABLE, "1")
+    with pytest.raises(ValueError, match="raises.pth: .*no number"):
+        read_weights_file(str(path))
+
+
 def arrays():
     generator = np.random.default_rng(0)
     return {
@@ -308,4 +356,4 @@ def test_on_the_command_line_too(tmp_path, name):
     assert done.returncode == 1 and not marker.exists()
     last = done.stderr.strip().splitlines()[-1]
     assert f"{ALLOW_PICKLE_VARIABLE}=1" in last and str(path) in last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "torch.jit" not in done.stderr

@@ -7,6 +7,7 @@ import torch
 from conftest import CONFIGS
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from networks import eager, random_image
 from safetensors.torch import load_file
@@ -123,6 +124,65 @@ def test_folders_of_ones_own_data_are_not_told(run, tmp_path):
     published = publish(cfg, str(checkpoint), tmp_path / "out")
     text = published.training_config.read_text()
     assert "/home/somebody" not in text and "c.txt" not in text and "rhombus" in text
+
+
+def test_commands_of_the_card_work_for_ones_own_data(run, made_up_dataset, tmp_path):
+    cfg, checkpoint = run
+    folder, name = made_up_dataset[1], "of_the_card_alone"
+    node = {"IMAGES": str(folder / "images"), "LABELS": str(folder / "labels")}
+    cfg.DATASETS.SEM_SEG_FOLDERS = CfgNode({name: {**node, "CLASSES": [*"abcde"]}})
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
+    published = publish(cfg, str(checkpoint), tmp_path / "out")
+    train_net, predict = (
+        published.card.read_text().split("```bash\n")[1].split("```")[0].split("python ")[1:]
+    )
+    words = train_net.replace("\\\n", "").split()
+    options = words[words.index("MODEL.WEIGHTS") :]
+    assert options[1] == published.weights.name
+    folders = {f"DATASETS.SEM_SEG_FOLDERS.{name}.{kind}": node[kind] for kind in node}
+    assert options[2::2] == list(folders) and options[3::2] == ["DIR", "DIR"]
+    try:
+        load_cfg(str(published.config), [word for pair in folders.items() for word in pair])
+        assert len(DatasetCatalog.get(name)) == 3
+    finally:
+        DatasetCatalog.remove(name), MetadataCatalog.remove(name)
+    assert "-m d2_pixcontrast.predict --config-file config.yaml" in predict
+
+
+def test_the_card_of_public_data_sets_no_folder(run, tmp_path):
+    cfg, checkpoint = run
+    assert "SEM_SEG_FOLDERS" not in publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+
+
+@pytest.mark.parametrize(
+    "weights, schedule",
+    [("model_final.pth", "60 iterations"), ("model_0000049.pth", "iteration 50 of 60")],
+)
+def test_the_card_says_how_far_the_training_was(run, tmp_path, weights, schedule):
+    cfg, checkpoint = run
+    published = publish(cfg, str(checkpoint.with_name(weights)), tmp_path / "out")
+    (line,) = (x for x in published.card.read_text().splitlines() if x.startswith("| Schedule"))
+    assert schedule in line and ("checkpoint" in line) == (weights != "model_final.pth")
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("SOLVER.BASE_LR", 0.5, "SOLVER"),
+        ("DATASETS.TRAIN", ("camvid_sem_seg_train",), "DATASETS"),
+        ("SEED", 77, "SEED"),
+        ("OUTPUT_DIR", "elsewhere", None),
+    ],
+)
+def test_another_config_than_the_runs_is_told(run, tmp_path, caplog, key, value, named):
+    cfg, checkpoint = run
+    own = checkpoint.with_name("config.yaml")
+    own.write_text(cfg.dump())
+    cfg.merge_from_list([key, value])
+    publish(cfg, str(checkpoint), tmp_path / "out")
+    messages = [r.getMessage() for r in caplog.records if str(own) in r.getMessage()]
+    assert len(messages) == (named is not None)
+    assert not messages or f"wrong: {named} of the given config" in messages[0]
 
 
 def metrics(folder, *records):

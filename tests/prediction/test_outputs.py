@@ -9,7 +9,7 @@ from PIL import Image
 
 from d2_pixcontrast.data import DataError
 from d2_pixcontrast.prediction.cityscapes import submission_name, to_label_ids
-from d2_pixcontrast.prediction.compare import captions
+from d2_pixcontrast.prediction.compare import captions, find_checkpoints
 from d2_pixcontrast.prediction.inputs import InputImage, find_inputs, unique_names
 from d2_pixcontrast.prediction.outputs import ResultWriter
 from d2_pixcontrast.prediction.predictor import Prediction
@@ -56,11 +56,21 @@ def test_names():
     assert unique_names([Path("x.png"), Path("x.jpg"), Path("y.v2.png")]) == [
         *("x_png", "x_jpg", "y.v2"),
     ]
-    assert captions(["runs/a/model_final.pth", "runs/b/model_final.pth"]) == [
-        *("a/model_final", "b/model_final"),
-    ]
-    assert captions(["runs/a.pth", "other/b.pth"]) == ["a", "b"]
-    assert captions(["a.pth", "a.pth"]) == ["1. a", "2. a"]
+
+
+@pytest.mark.parametrize(
+    "specs, expected",
+    [
+        (["runs/a/model_final.pth", "runs/b/model_final.pth"], ["a/model_final", "b/model_final"]),
+        (["runs/a.pth", "other/b.pth"], ["a", "b"]),
+        (["a.pth", "a.safetensors"], ["a.pth", "a.safetensors"]),
+        (["a.pth", "a.pth"], ["1. a", "2. a"]),
+        (["x.yaml:r/a.pth", "k/y.yaml:r/a.pth"], ["x", "y"]),
+        (["x.yaml:a.pth", "y.yaml:a.pth", "y.yaml:b.pth"], ["x: a", "y: a", "y: b"]),
+    ],
+)
+def test_captions_tell_checkpoints_apart(specs, expected):
+    assert captions(find_checkpoints(specs, "common.yaml")) == expected
 
 
 def test_inputs(tmp_path):

@@ -5,7 +5,9 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import INSTANT_TEST, save_image
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from PIL import Image
@@ -158,6 +160,10 @@ def test_an_unreadable_image(project, tmp_path, capsys):
         (["--input", "nowhere"], "no file or folder nowhere"),
         (["--dataset", "nothing"], "nothing.*is not registered"),
         (
+            ["--dataset", "camvid_sem_seg_vall"],
+            "did you mean camvid_sem_seg_val",
+        ),
+        (
             ["--input", "{images}", "--cityscapes-submission"],
             "Cityscapes' 19 classes; this one has 8",
         ),
@@ -174,6 +180,39 @@ def test_bad_arguments_end_in_one_line(project, tmp_path, capsys, arguments, mes
     arguments = arguments[: len(arguments) - len(options)]
     text = fails(capsys, project, *arguments, "--output", tmp_path, *options)
     assert re.search(message, text) and len(text.splitlines()) == 1
+
+
+@pytest.fixture
+def own_data_config(project):
+    """A config with a data set of its own, which nothing has registered yet."""
+    name, config = "of_this_config_alone", project / "own.yaml"
+    folders = {"IMAGES": str(project / "images"), "LABELS": str(project / "labels")}
+    node = {name: {**folders, "CLASSES": [*"abcdefgh"]}}
+    datasets = {"TRAIN": [name], "TEST": [name], "SEM_SEG_FOLDERS": node}
+    config.write_text(yaml.safe_dump({"_BASE_": "config.yaml", "DATASETS": datasets}))
+    assert name not in DatasetCatalog.list()
+    yield name, config
+    DatasetCatalog.remove(name), MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("how", ["predict", "compare", "pairs"])
+def test_a_data_set_of_the_config_itself(project, tmp_path, own_data_config, how):
+    name, config = own_data_config
+    weights = project / "weights0.pth"
+    arguments = {
+        "predict": ["--config-file", config, "--weights", weights],
+        "compare": ["--config-file", config, "--compare", weights],
+        "pairs": ["--compare", f"{config}:{weights}"],
+    }[how]
+    main([str(argument) for argument in [*arguments, "--dataset", name, "--output", tmp_path]])
+    written = tmp_path / ("overlay" if how == "predict" else "compare")
+    assert sorted(path.name for path in written.iterdir()) == ["0.png", "1.png", "2.png"]
+
+
+def test_without_a_config(tmp_path):
+    for arguments in (["--weights", "w.pth"], ["--compare", "w.pth"]):
+        with pytest.raises(SystemExit, match="--config-file is missing"):
+            main([*arguments, "--input", "x.png", "--output", str(tmp_path)])
 
 
 def test_video(project, tmp_path):

@@ -2,8 +2,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from d2_pixcontrast.visualization import VOID_COLOR, class_colors, colorize, legend, overlay
+from d2_pixcontrast.visualization.fonts import load_font
 from d2_pixcontrast.visualization.overlay import boundaries
 
 COLORS = np.array([[10, 20, 30], [200, 100, 0]], dtype=np.uint8)
@@ -81,3 +83,52 @@ def test_legend_wraps_and_shows_every_colour():
     assert narrow.shape[0] == 2 * wide.shape[0]
     for color in COLORS:
         assert (wide == color).all(axis=-1).any() and (narrow == color).all(axis=-1).any()
+
+
+@pytest.mark.parametrize("width", [100, 200])
+def test_a_long_name_keeps_its_end_and_the_legend_its_width(width):
+    drawn = legend(["W" * 40 + " end"], COLORS[:1], width=width)
+    assert drawn.shape[1] == width and (drawn[:, -3:] == 255).all()
+    assert np.array_equal(drawn, legend(["V" + "W" * 40 + " end"], COLORS[:1], width=width))
+    assert not np.array_equal(drawn, legend(["W" * 40 + " and"], COLORS[:1], width=width))
+
+
+def glyph(font, letter):
+    return bytes(font.getmask(letter))
+
+
+@pytest.fixture(params=["the system's", "matplotlib's"])
+def font(request, monkeypatch):
+    """Of either source; skipped where there is none."""
+    truetype = ImageFont.truetype
+
+    def choose(path, size):
+        if (path == "DejaVuSans.ttf") != (request.param == "the system's"):
+            raise OSError
+        return truetype(path, size)
+
+    monkeypatch.setattr(ImageFont, "truetype", choose)
+    load_font.cache_clear()
+    font = load_font(14)
+    monkeypatch.undo()
+    load_font.cache_clear()
+    if "DejaVu" not in font.getname()[0]:
+        pytest.skip("not installed")
+    return font
+
+
+def test_letters_of_other_alphabets_are_no_boxes(font):
+    boxes = {glyph(font, letter) for letter in "\ue000\U000f0000"}
+    drawn = {glyph(font, letter) for letter in "ßüñŁłőžДжΩשع→"}
+    assert len(drawn) == 13 and not boxes & drawn
+
+
+def test_without_any_font_there_is_pillows_own(monkeypatch):
+    def none(*arguments):
+        raise OSError
+
+    monkeypatch.setattr(ImageFont, "truetype", none)
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: f"Pillow's {size}")
+    load_font.cache_clear()
+    assert load_font(11) == "Pillow's 11"
+    load_font.cache_clear()

@@ -31,6 +31,7 @@ def register_sem_seg_folder(
     image_suffix: str = "",
     label_suffix: str = "",
     flip_pairs: Sequence[tuple[int, int]] = (),
+    origin: str = "",
 ) -> None:
     """Register a folder of images and one of labels as a dataset of detectron2.
 
@@ -47,6 +48,7 @@ def register_sem_seg_folder(
         image_suffix, label_suffix: the ends of the file names that a pair does not share, for
             instance "_rgb.jpg" and "_mask.png"; "" = the extension, of any usual image format.
         flip_pairs: ids that change places when an image is mirrored.
+        origin: where the folders are set, for the message when one is not there.
 
     Raises:
         DataError: classes, colours or pairs do not fit together, or another dataset has this name.
@@ -64,7 +66,7 @@ def register_sem_seg_folder(
         classes=tuple(str(label) for label in classes),
         colors=tuple(tuple(color) for color in colors),
         ignore_label=ignore_value,
-        origin="",
+        origin=origin,
         flip_pairs=tuple(tuple(pair) for pair in flip_pairs),
     )
     _check(dataset)
@@ -117,6 +119,7 @@ def register_folders_of(cfg) -> None:
                 image_suffix=node.IMAGE_SUFFIX,
                 label_suffix=node.LABEL_SUFFIX,
                 flip_pairs=node.FLIP_PAIRS,
+                origin=f"The folders are set by {key}.IMAGES and {key}.LABELS.",
             )
         except DataError as error:
             raise DataError(f"{key}: {error}") from error

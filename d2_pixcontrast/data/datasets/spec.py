@@ -1,7 +1,7 @@
 """What has to be known about a semantic segmentation dataset in folders of images and labels."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -45,7 +45,7 @@ class SemSegDataset:
     classes: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore_label: int
-    origin: str
+    origin: str = field(compare=False)
     labels_choose: bool = False
     split_file: str = ""
     flip_pairs: tuple[tuple[int, int], ...] = ()
