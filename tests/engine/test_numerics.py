@@ -100,7 +100,7 @@ def test_all_terms_and_memories_are_finite_and_wide_in_any_precision(amp_dtype, 
         recorded = storage.latest()
 
     losses = {name: value for name, (value, _) in recorded.items() if name.startswith("loss")}
-    assert {"loss_pixel_contrast", "loss_contextrast", "loss_multi_scale"} <= losses.keys()
+    assert {"loss_pixel_contrast", "loss_contextrast", "loss_multiscale_contrast"} <= losses.keys()
     assert all(value > 0 for value in losses.values()), losses  # NaN is not, and inf has stopped
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     state = model.state_dict()

@@ -51,7 +51,7 @@ EVERYTHING = [
 ]
 LOSSES = {
     *("loss_sem_seg", "loss_sem_seg_stage1", "loss_pixel_contrast", "loss_contextrast"),
-    *("loss_multi_scale", "loss_cross_scale"),
+    *("loss_multiscale_contrast", "loss_crossscale_contrast"),
 }
 
 
