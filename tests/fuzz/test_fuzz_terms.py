@@ -138,14 +138,16 @@ def test_pixel_contrast(batch, half, form, bane, mining, memory, dtype, options)
             "normalize": st.booleans(),
             "detach": st.booleans(),
             "all_ranks": st.booleans(),
-            "max_positives": st.sampled_from([1, 5, 4096]),
+            "positives_per_class": st.sampled_from([1, 5, 4096]),
             "bane": BANES,
         }
     ),
 )
 def test_contextrast(batch, half, form, options):
     torch.manual_seed(batch.seed)
+    max_positives = options.pop("positives_per_class") * batch.num_classes
     term = Contextrast(
+        max_positives=max_positives,
         projectors=[projector(channels, form, batch) for channels in CHANNELS.values()],
         in_features=NAMES,
         num_classes=batch.num_classes,
