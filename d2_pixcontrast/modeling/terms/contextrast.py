@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ...contrast import (
@@ -31,9 +31,9 @@ from .base import (
     select_shapes,
 )
 from .inputs import TermInputs
+from .parts import build_bane, build_projector
 
 _NODE = "MODEL.CONTEXTRAST"
-_NEGATIVES = ("bane", "random")
 # Each level draws from streams of its own, and no other term from these.
 _STREAMS = range(100, 200)
 _NO_CLASS = -1
@@ -126,15 +126,7 @@ class Contextrast(Term):
         node = cfg.MODEL.CONTEXTRAST
         shapes = select_shapes(_NODE, node.IN_FEATURES, input_shape)
         return dict(
-            projectors=[
-                ProjectionHead(
-                    shape.channels,
-                    dim=node.PROJECTOR.DIM,
-                    kind=node.PROJECTOR.TYPE,
-                    norm=lambda channels: get_norm(node.PROJECTOR.NORM, channels),
-                )
-                for shape in shapes
-            ],
+            projectors=[build_projector(node, shape.channels) for shape in shapes],
             in_features=node.IN_FEATURES,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             loss_weight=node.LOSS_WEIGHT,
@@ -146,7 +138,7 @@ class Contextrast(Term):
             detach=node.ANCHORS.DETACH,
             all_ranks=node.ANCHORS.ALL_RANKS,
             max_positives=node.MAX_POSITIVES,
-            bane=_build_bane(node),
+            bane=build_bane(node, _NODE, "random"),
         )
 
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
@@ -224,15 +216,3 @@ class Contextrast(Term):
             # Anchors that no error serves; they take the other classes' positives.
             scalars["contextrast/num_fallback"] = sum(r.num_unserved for r in results)
         return scalars
-
-
-def _build_bane(node) -> Bane | None:
-    if node.NEGATIVES not in _NEGATIVES:
-        raise ValueError(f"{_NODE}.NEGATIVES is {node.NEGATIVES!r}; known are {list(_NEGATIVES)}")
-    if node.NEGATIVES == "random":
-        return None
-    return Bane(
-        keep_percent=node.BANE.KEEP_PERCENT,
-        target=node.BANE.TARGET,
-        max_negatives=node.BANE.MAX_NEGATIVES,
-    )

@@ -2,7 +2,7 @@
 Learning for Semantic Segmentation", ECCV 2022."""
 
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ...contrast import LabelledRows, ProjectionHead, cross_contrast_loss, sample_balanced
@@ -15,6 +15,7 @@ from .base import (
     select_shapes,
 )
 from .inputs import TermInputs
+from .parts import build_projector
 
 _NODE = "MODEL.MULTI_SCALE_CONTRAST"
 _BALANCES = ("weight", "min")
@@ -108,16 +109,7 @@ class MultiScaleContrast(Term):
         node = cfg.MODEL.MULTI_SCALE_CONTRAST
         shapes = select_shapes(_NODE, node.IN_FEATURES, input_shape)
         return dict(
-            projectors=[
-                ProjectionHead(
-                    shape.channels,
-                    dim=node.PROJECTOR.DIM,
-                    kind=node.PROJECTOR.TYPE,
-                    norm=lambda channels: get_norm(node.PROJECTOR.NORM, channels),
-                    norm_last=True,
-                )
-                for shape in shapes
-            ],
+            projectors=[build_projector(node, shape.channels, norm_last=True) for shape in shapes],
             in_features=node.IN_FEATURES,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             loss_weight=node.LOSS_WEIGHT,

@@ -5,7 +5,7 @@ import logging
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec
 
 from ...contrast import (
     AnchorSample,
@@ -22,12 +22,12 @@ from ...contrast import (
 )
 from .base import TERM_REGISTRY, Term, detached, require_positive, select_shapes
 from .inputs import TermInputs
+from .parts import build_bane, build_projector
 
 _PIXEL_STREAM, _GROUP_STREAM, _BANK_STREAM, _MINING_STREAM, _HARD_STREAM = range(5)
 _TIE_STREAM, _SLOT_STREAM = range(5, 7)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SAMPLERS = ("per_image", "per_class")
-_NEGATIVES = ("contrast_set", "bane")
 _NODE = "MODEL.PIXEL_CONTRAST"
 
 
@@ -117,12 +117,7 @@ class PixelContrast(Term):
         node = cfg.MODEL.PIXEL_CONTRAST
         shapes = select_shapes(_NODE, node.IN_FEATURES, input_shape)
         return dict(
-            projector=ProjectionHead(
-                sum(shape.channels for shape in shapes),
-                dim=node.PROJECTOR.DIM,
-                kind=node.PROJECTOR.TYPE,
-                norm=lambda channels: get_norm(node.PROJECTOR.NORM, channels),
-            ),
+            projector=build_projector(node, sum(shape.channels for shape in shapes)),
             in_features=node.IN_FEATURES,
             num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             loss_weight=node.LOSS_WEIGHT,
@@ -141,7 +136,7 @@ class PixelContrast(Term):
                 num_negatives=node.MINING.NUM_NEGATIVES,
                 hard_fraction=node.MINING.HARD_FRACTION,
             ),
-            bane=_build_bane(node),
+            bane=build_bane(node, _NODE, "contrast_set"),
         )
 
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
@@ -262,18 +257,6 @@ def _build_bank(node, num_classes: int) -> MemoryBank | None:
         pixel_size=memory.PIXEL_SIZE,
         pixels_per_group=memory.PIXELS_PER_GROUP,
         dtype=_DTYPES[memory.DTYPE],
-    )
-
-
-def _build_bane(node) -> Bane | None:
-    if node.NEGATIVES not in _NEGATIVES:
-        raise ValueError(f"{_NODE}.NEGATIVES is {node.NEGATIVES!r}; known are {list(_NEGATIVES)}")
-    if node.NEGATIVES == "contrast_set":
-        return None
-    return Bane(
-        keep_percent=node.BANE.KEEP_PERCENT,
-        target=node.BANE.TARGET,
-        max_negatives=node.BANE.MAX_NEGATIVES,
     )
 
 
