@@ -4,7 +4,7 @@
 The steps of the models alternate, on the same batches, so that whatever else the machine does hits
 all of them alike; the ratio is that of the medians. Data loading is not part of a step. Terms are
 timed after their warm-up. Peak memory is that of two steps in a fresh process: allocated on a GPU,
-else resident. Example::
+else resident (Linux). Example::
 
     python tools/benchmark_training.py A_ce.yaml A_pixcontrast.yaml --iterations 20 --json out.json
 """
@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -93,7 +92,9 @@ def own_peak_memory(path: str, opts: list[str]) -> int:
         contestant.step(next(batches))
     if contestant.model.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage, whose maximum a process takes over from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _synchronize() -> None:
