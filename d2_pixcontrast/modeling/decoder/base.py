@@ -66,6 +66,21 @@ def build_decoder(
     return decoder(cfg, select_features(input_shape, names))
 
 
+def only_feature(decoder: nn.Module, input_shape: dict[str, ShapeSpec]) -> tuple[str, ShapeSpec]:
+    """Name and shape of the feature of a decoder that reads one.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if len(input_shape) != 1:
+        raise ValueError(
+            f"{type(decoder).__name__} reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
+            f"{list(input_shape)}"
+        )
+    ((name, shape),) = input_shape.items()
+    return name, shape
+
+
 def on_finest_grid(features: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
     """The named features, brought to the size of the first and concatenated."""
     finest, *others = (features[name] for name in names)

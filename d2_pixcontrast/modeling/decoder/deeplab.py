@@ -6,7 +6,7 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import nn
 from torch.nn import functional as F
 
-from .base import DECODER_REGISTRY, DecoderOutput
+from .base import DECODER_REGISTRY, DecoderOutput, only_feature
 
 
 @DECODER_REGISTRY.register()
@@ -51,13 +51,8 @@ class DeepLabV3Decoder(nn.Module):
             ValueError: not exactly one input feature.
         """
         super().__init__()
-        if len(input_shape) != 1:
-            raise ValueError(
-                "DeepLabV3Decoder reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
-                f"{list(input_shape)}"
-            )
         head = cfg.MODEL.SEM_SEG_HEAD
-        ((self.in_feature, shape),) = input_shape.items()
+        self.in_feature, shape = only_feature(self, input_shape)
         self.aspp = ASPP(
             shape.channels,
             head.ASPP_CHANNELS,

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import conv_norm_relu
-from .base import DECODER_REGISTRY, DecoderOutput
+from .base import DECODER_REGISTRY, DecoderOutput, only_feature
 
 
 @DECODER_REGISTRY.register()
@@ -24,13 +24,8 @@ class PSPDecoder(nn.Module):
             ValueError: not exactly one input feature.
         """
         super().__init__()
-        if len(input_shape) != 1:
-            raise ValueError(
-                "PSPDecoder reads one feature; MODEL.SEM_SEG_HEAD.IN_FEATURES is "
-                f"{list(input_shape)}"
-            )
         head = cfg.MODEL.SEM_SEG_HEAD
-        ((self.in_feature, shape),) = input_shape.items()
+        self.in_feature, shape = only_feature(self, input_shape)
         self.pyramid = PyramidPooling(
             shape.channels, head.PSP.CHANNELS, head.PSP.POOL_SCALES, head.NORM
         )
