@@ -102,6 +102,7 @@ _NODES = {
         "PIXEL_STD": COLOR_SCALE,
         "TIMM.OUTPUT_STRIDE": one_of(8, 16, 32),
         "TIMM.IMAGE_SIZE": FROM_0,
+        "TIMM.SIZE_DIVISIBILITY": FROM_0,
         "TIMM.DROP_PATH_RATE": BELOW_1,
     },
     _HEAD: {

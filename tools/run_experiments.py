@@ -6,6 +6,7 @@ and one that was interrupted goes on from its last checkpoint: call it again unt
 nothing is left. Examples::
 
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --methods ce pixcontrast
+    python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --jobs 2
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --cost 12
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --report
 """
@@ -17,6 +18,8 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +32,36 @@ METRIC = "sem_seg/"  # what the evaluator's numbers start with in metrics.json
 
 
 @dataclass(frozen=True)
+class Method:
+    """One way of training.
+
+    Attributes:
+        config: file.
+        opts: KEY VALUE pairs that follow those of all methods.
+    """
+
+    config: Path
+    opts: list[str]
+
+    @classmethod
+    def parse(cls, node: str | dict) -> "Method":
+        """A file below configs/, alone or as CONFIG beside OPTS.
+
+        Raises:
+            ValueError: neither of the two.
+        """
+        node = {"CONFIG": node, "OPTS": []} if isinstance(node, str) else node
+        if not isinstance(node, dict) or set(node) != {"CONFIG", "OPTS"}:
+            raise ValueError(f"METHODS: a config file or CONFIG and OPTS are needed, got {node}")
+        return cls(ROOT / "configs" / node["CONFIG"], [str(part) for part in node["OPTS"]])
+
+
+@dataclass(frozen=True)
 class Grid:
     """An experiment: what is trained, and where its results are kept.
 
     Attributes:
-        methods: name to config file.
+        methods: by name.
         seeds: each method is trained once with each.
         baseline: the method that the others are compared with.
         opts: KEY VALUE pairs for every run.
@@ -41,7 +69,7 @@ class Grid:
         output: folder of checkpoints and logs.
     """
 
-    methods: dict[str, Path]
+    methods: dict[str, Method]
     seeds: list[int]
     baseline: str
     opts: list[str]
@@ -58,8 +86,8 @@ class Grid:
         keys = {"METHODS", "SEEDS", "BASELINE", "OPTS", "RESULTS", "OUTPUT"}
         if not isinstance(node, dict) or set(node) != keys:
             raise ValueError(f"{path} needs the keys {sorted(keys)}, it has {sorted(node or {})}")
-        methods = {name: ROOT / "configs" / file for name, file in node["METHODS"].items()}
-        missing = [str(file) for file in methods.values() if not file.is_file()]
+        methods = {name: Method.parse(method) for name, method in node["METHODS"].items()}
+        missing = [str(m.config) for m in methods.values() if not m.config.is_file()]
         if missing:
             raise ValueError(f"{path}: METHODS names {missing}, which do not exist")
         if node["BASELINE"] not in methods:
@@ -82,31 +110,72 @@ class Grid:
         return [(method, seed) for seed in seeds for method in methods]
 
 
-def train(grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str]) -> None:
+def train(
+    grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], threads: int | None = None
+) -> None:
     """One run in a process of its own, from its last checkpoint if there is one.
+
+    Args:
+        grid: of the run.
+        method, seed: which.
+        num_gpus: processes.
+        opts: further KEY VALUE pairs.
+        threads: of each process on the CPU; None = torch's choice.
 
     Raises:
         RuntimeError: the training failed; the message names its log.
     """
     folder = grid.output / f"{method}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    options = [*grid.opts, *opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file"]
-    command += [str(grid.methods[method]), "--num-gpus", str(num_gpus), "--resume", *options]
+    config, opts = grid.methods[method].config, [*grid.opts, *grid.methods[method].opts, *opts]
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
+    command += ["--num-gpus", str(num_gpus), "--resume", *opts]
+    command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     log = folder / "console.log"
     with log.open("ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+        ).returncode
     if code:
         raise RuntimeError(f"{method}, seed {seed} ended with {code}; see {log}")
     result = {
         "method": method,
         "seed": seed,
-        "config": str(grid.methods[method].relative_to(ROOT)),
-        "opts": [*grid.opts, *opts],
+        "config": str(config.relative_to(ROOT)),
+        "opts": opts,
         "versions": versions(),
         **read_metrics(folder / "metrics.json"),
     }
     write_json(grid.kept(method, seed), result)
+
+
+def train_all(
+    grid: Grid, runs: list[tuple[str, int]], jobs: int, num_gpus: int, opts: list[str]
+) -> None:
+    """Several runs, ``jobs`` at a time, which share the machine's cores.
+
+    Raises:
+        RuntimeError: a training failed; those that had begun are finished first.
+    """
+    threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
+
+    def train_one(run: tuple[str, int]) -> None:
+        method, seed = run
+        if grid.kept(method, seed).exists():  # another driver of the same grid was faster
+            return
+        train(grid, method, seed, num_gpus, opts, threads)
+        miou = json.loads(grid.kept(method, seed).read_text())["miou"]
+        say(f"{method}, seed {seed}: {miou:.2f}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(train_one, run) for run in runs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def read_metrics(path: Path) -> dict:
@@ -152,11 +221,28 @@ def measure_cost(grid: Grid, iterations: int, opts: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     order = [grid.baseline, *(name for name in grid.methods if name != grid.baseline)]
     command = [sys.executable, str(ROOT / "tools" / "benchmark_training.py")]
-    command += [str(grid.methods[name]) for name in order]
-    command += ["--iterations", str(iterations), "--json", str(path), "--opts", *grid.opts, *opts]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:
+        # The benchmark takes config files: one for each method, with its own options.
+        files = [write_config(grid.methods[name], Path(folder) / f"{name}.yaml") for name in order]
+        command += [str(file) for file in files]
+        command += ["--iterations", str(iterations), "--json", str(path)]
+        command += ["--opts", *grid.opts, *opts]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     by_name = dict(zip(order, json.loads(path.read_text()).values(), strict=True))
     write_json(path, by_name)
+
+
+def write_config(method: Method, path: Path) -> Path:
+    """A config file that is the method's with its options."""
+    node: dict = {"_BASE_": str(method.config)}
+    for key, value in zip(method.opts[::2], method.opts[1::2], strict=True):
+        *parents, leaf = key.split(".")
+        place = node
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = yaml.safe_load(value)
+    path.write_text(yaml.safe_dump(node))
+    return path
 
 
 def say(text: str) -> None:
@@ -172,6 +258,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="of the grid; all if left out")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the grid; all if left out")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of one run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, on the CPU")
     parser.add_argument("--cost", type=int, metavar="N", help="measure N steps of each method")
     parser.add_argument("--report", action="store_true", help="write the table and the plot")
     parser.add_argument("--opts", nargs="*", default=[], help="further KEY VALUE pairs")
@@ -188,10 +275,7 @@ def main() -> None:
         runs = grid.runs(args.methods or list(grid.methods), args.seeds or grid.seeds)
         left = [run for run in runs if not grid.kept(*run).exists()]
         say(f"{len(runs) - len(left)} of {len(runs)} runs are there")
-        for method, seed in left:
-            train(grid, method, seed, args.num_gpus, args.opts)
-            miou = json.loads(grid.kept(method, seed).read_text())["miou"]
-            say(f"{method}, seed {seed}: {miou:.2f}")
+        train_all(grid, left, args.jobs, args.num_gpus, args.opts)
         return say("nothing is left")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"run_experiments.py: {error}")

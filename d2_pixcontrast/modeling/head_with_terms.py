@@ -18,6 +18,7 @@ class HeadWithTerms(nn.Module):
         super().__init__()
         self._progress = None
         self._forwards = 0
+        self.align_corners = False
 
     def set_terms(self, terms: nn.ModuleDict | None, *, ignore_value: int, scalars_period: int):
         """
@@ -61,6 +62,7 @@ class HeadWithTerms(nn.Module):
             ignore_value=self.ignore_value,
             progress=progress or self.next_progress(),
             first_image=comm.get_rank() * targets.shape[0],
+            align_corners=self.align_corners,
         )
         for term in self.terms.values():
             term_losses, scalars = term(inputs)

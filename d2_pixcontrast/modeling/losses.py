@@ -12,7 +12,13 @@ class SegmentationLoss(nn.Module):
     """Cross-entropy at label resolution; 0 instead of NaN where every pixel is ignored."""
 
     def __init__(
-        self, *, ignore_value: int, loss_type: str, class_weights: list[float], num_classes: int
+        self,
+        *,
+        ignore_value: int,
+        loss_type: str,
+        class_weights: list[float],
+        num_classes: int,
+        align_corners: bool = False,
     ):
         """
         Args:
@@ -20,12 +26,14 @@ class SegmentationLoss(nn.Module):
             loss_type: "cross_entropy", or "hard_pixel_mining" for the mean of the hardest 20 %.
             class_weights: one per class, or empty for equal ones.
             num_classes: C.
+            align_corners: of the interpolation to label resolution.
 
         Raises:
             ValueError: unknown ``loss_type``, or not one positive weight per class.
         """
         super().__init__()
         self.ignore_value = ignore_value
+        self.align_corners = align_corners
         if class_weights and (len(class_weights) != num_classes or min(class_weights) <= 0):
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS needs {num_classes} positive numbers, "
@@ -48,7 +56,7 @@ class SegmentationLoss(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss of (B, C, h, w) ``logits`` at the size of the (B, H, W) int64 ``labels``."""
         logits = F.interpolate(
-            logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
+            logits.float(), labels.shape[-2:], mode="bilinear", align_corners=self.align_corners
         )
         # Of fewer than five pixels the hardest fifth is none, whose mean would be NaN.
         if self.hard_pixels is not None and int(_HARD_SHARE * labels.numel()):

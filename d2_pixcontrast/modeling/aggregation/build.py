@@ -20,7 +20,9 @@ def build_joined_features(cfg, input_shape: dict[str, ShapeSpec]) -> JoinedFeatu
     if not head.JOIN_STRIDE:
         return None
     shapes = select_features(input_shape, list(head.IN_FEATURES))
-    return JoinedFeatures(shapes, stride=head.JOIN_STRIDE, norm=head.NORM)
+    return JoinedFeatures(
+        shapes, stride=head.JOIN_STRIDE, norm=head.NORM, align_corners=head.ALIGN_CORNERS
+    )
 
 
 def without_dropout(cfg):

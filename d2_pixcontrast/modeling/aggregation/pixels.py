@@ -20,12 +20,15 @@ class JoinedFeatures(nn.Module):
 
     NAME = "joined"
 
-    def __init__(self, input_shape: dict[str, ShapeSpec], *, stride: int, norm: str):
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, stride: int, norm: str, align_corners: bool
+    ):
         """
         Args:
             input_shape: of the features that are joined.
             stride: 1 or 2.
             norm: name of the norm layer.
+            align_corners: of the interpolation.
 
         Raises:
             ValueError: another stride.
@@ -34,6 +37,7 @@ class JoinedFeatures(nn.Module):
         if stride not in (1, 2):
             raise ValueError(f"MODEL.SEM_SEG_HEAD.JOIN_STRIDE has to be 0, 1 or 2, got {stride}")
         self.names = finest_first(input_shape)
+        self.align_corners = align_corners
         channels = sum(shape.channels for shape in input_shape.values())
         finest = input_shape[self.names[0]].stride
         self.shape = ShapeSpec(channels=channels, stride=finest * stride)
@@ -53,7 +57,7 @@ class JoinedFeatures(nn.Module):
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{name: (B, C, h, w)} to {NAME: (B, sum of C, h', w')}."""
-        joined = on_finest_grid(features, self.names)
+        joined = on_finest_grid(features, self.names, self.align_corners)
         return {self.NAME: joined if self.conv is None else self.conv(joined)}
 
 

@@ -7,7 +7,9 @@ from detectron2.modeling.backbone import Backbone
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from .timm_features import create_features, feature_names, is_channels_last
+from .features import EncoderFeatures
+from .hrnet_fusion import fuse_branches
+from .timm_features import create_features, feature_names, is_channels_last, pads_itself
 
 
 class TimmBackbone(Backbone):
@@ -19,8 +21,8 @@ class TimmBackbone(Backbone):
     features have the stride of its patches, gives "block0" to "block11" or more: what leaves
     timm's ``blocks.0`` and so on, the numbers that segmentation code calls out_indices.
 
-    Images have to be a multiple of :attr:`size_divisibility`; detectron2's meta-architectures pad
-    them and crop the result. The weights keep timm's names below ``body.``.
+    Detectron2's meta-architectures pad images to a multiple of :attr:`size_divisibility` and crop
+    the result. The weights keep timm's names below ``body.``.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class TimmBackbone(Backbone):
         image_size: int = 0,
         drop_path_rate: float = 0.0,
         out_norm: str = "",
+        size_divisibility: int = 0,
+        hrnet_fusion: str = "nearest",
     ):
         """
         Args:
@@ -45,6 +49,10 @@ class TimmBackbone(Backbone):
             drop_path_rate: of stochastic depth, in the deepest block.
             out_norm: "LN" for a new layer norm on each feature, as the published Swin and ViT
                 segmentation networks have it; "" for none.
+            size_divisibility: what image sides are padded to a multiple of; 0 for the largest
+                stride. With 1 images are taken as they are, and a feature of stride s has
+                ceil(height / s) rows.
+            hrnet_fusion: one of :data:`~.hrnet_fusion.FUSIONS`; "nearest" for other networks.
 
         Raises:
             ValueError: timm knows no such model, it cannot give features or this stride, it takes
@@ -53,6 +61,8 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.name = name
         self.options = {"image_size": image_size, "drop_path_rate": drop_path_rate}
+        if size_divisibility and pads_itself(name):
+            self.options["dynamic_img_pad"] = True
         with torch.device("meta"):
             names = feature_names(create_features(name))
         wanted = list(out_features or names)
@@ -65,10 +75,12 @@ class TimmBackbone(Backbone):
             raise ValueError(f"MODEL.TIMM.OUT_NORM is {out_norm!r}; known are '' and 'LN'")
         self.out_indices = tuple(names.index(f) for f in names if f in wanted)
         self.body = create_features(name, output_stride, self.out_indices, **self.options)
+        self._size_divisibility = size_divisibility
         self._channels_last = is_channels_last(self.body)
         self._out_features = [names[i] for i in self.out_indices]
         if names[-1] not in wanted:
             self._freeze_unused(output_stride)
+        fuse_branches(self.body, hrnet_fusion)
         channels = self.body.feature_info.channels()
         strides = self.body.feature_info.reduction()
         self._shapes = {
@@ -93,7 +105,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        return max(shape.stride for shape in self._shapes.values())
+        return self._size_divisibility or max(shape.stride for shape in self._shapes.values())
 
     @property
     def padding_constraints(self) -> dict[str, int]:
@@ -102,15 +114,15 @@ class TimmBackbone(Backbone):
     def output_shape(self) -> dict[str, ShapeSpec]:
         return dict(self._shapes)
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> EncoderFeatures:
         """(B, 3, H, W) normalised images to {name: (B, C, H / stride, W / stride)}."""
         maps = self.body(x)
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         features = dict(zip(self._out_features, maps, strict=True))
-        return (
-            {f: self.out_norms[f](m) for f, m in features.items()} if self.out_norms else features
-        )
+        if self.out_norms:
+            features = {f: self.out_norms[f](m) for f, m in features.items()}
+        return EncoderFeatures(features, image_size=(x.shape[-2], x.shape[-1]))
 
 
 @BACKBONE_REGISTRY.register()
@@ -124,4 +136,6 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         image_size=node.IMAGE_SIZE,
         drop_path_rate=node.DROP_PATH_RATE,
         out_norm=node.OUT_NORM,
+        size_divisibility=node.SIZE_DIVISIBILITY,
+        hrnet_fusion=node.HRNET_FUSION,
     )

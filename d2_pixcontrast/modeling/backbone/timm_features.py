@@ -69,6 +69,11 @@ def _of_family(base: str) -> dict:
     return {}
 
 
+def pads_itself(name: str) -> bool:
+    """Whether a network can be told to pad images to its patches, as plain transformers can."""
+    return is_model_in_modules(name.split(".")[0], _PLAIN)
+
+
 def feature_names(features: nn.Module) -> list[str]:
     """Names of all features that a network has, from that of its undilated form.
 

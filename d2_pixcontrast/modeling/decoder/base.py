@@ -81,9 +81,11 @@ def only_feature(decoder: nn.Module, input_shape: dict[str, ShapeSpec]) -> tuple
     return name, shape
 
 
-def on_finest_grid(features: dict[str, torch.Tensor], names: list[str]) -> torch.Tensor:
+def on_finest_grid(
+    features: dict[str, torch.Tensor], names: list[str], align_corners: bool = False
+) -> torch.Tensor:
     """The named features, brought to the size of the first and concatenated."""
     finest, *others = (features[name] for name in names)
     size = finest.shape[-2:]
-    resized = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in others]
+    resized = [F.interpolate(m, size, mode="bilinear", align_corners=align_corners) for m in others]
     return torch.cat([finest, *resized], dim=1)

@@ -39,6 +39,7 @@ class OCRDecoder(nn.Module):
                 "empty, or one of several features of MODEL.SEM_SEG_HEAD.IN_FEATURES, which is "
                 f"{list(input_shape)}"
             )
+        self.align_corners = head.ALIGN_CORNERS
         channels = sum(input_shape[name].channels for name in self.in_features)
         region = input_shape[self.region_feature].channels if self.region_feature else channels
         self.region_head = nn.Sequential(
@@ -52,7 +53,7 @@ class OCRDecoder(nn.Module):
         self.out_stride = input_shape[self.in_features[0]].stride
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
-        joined = on_finest_grid(features, self.in_features)
+        joined = on_finest_grid(features, self.in_features, self.align_corners)
         aux_logits = self.region_head(
             features[self.region_feature] if self.region_feature else joined
         )

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn import functional as F
 
 from ...contrast import nearest_resize, random_keys
+from ..decoder.base import on_finest_grid
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class TermInputs:
         ignore_value: label without a class.
         progress: where training stands.
         first_image: index of this rank's first image in the global batch.
+        align_corners: where features are brought to one grid.
     """
 
     features: dict[str, torch.Tensor]
@@ -49,14 +50,14 @@ class TermInputs:
     ignore_value: int
     progress: TrainingProgress
     first_image: int = 0
+    align_corners: bool = False
     _cache: dict = field(default_factory=dict, repr=False)
 
     def concatenated(self, names: list[str]) -> torch.Tensor:
         """The named features, brought to the size of the first and concatenated."""
-        maps = [self.features[name] for name in names]
-        size = maps[0].shape[-2:]
-        maps[1:] = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
-        return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
+        if len(names) == 1:
+            return self.features[names[0]]
+        return on_finest_grid(self.features, names, self.align_corners)
 
     def labels_at(self, size: tuple[int, int]) -> torch.Tensor:
         """(B, h, w) labels on a grid of this size, by nearest neighbour."""
