@@ -28,6 +28,9 @@ from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "fvcore")
+# Two threads even where a run has one core: with one, torch leaves 1x1 convolutions of small batches
+# to a slow kernel. Threads that wait must not spin then, or the runs stand in each other's way.
+SHARED_CPU = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 METRIC = "sem_seg/"  # what the evaluator's numbers start with in metrics.json
 
 
@@ -111,7 +114,7 @@ class Grid:
 
 
 def train(
-    grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], threads: int | None = None
+    grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], shared: bool = False
 ) -> None:
     """One run in a process of its own, from its last checkpoint if there is one.
 
@@ -120,7 +123,7 @@ def train(
         method, seed: which.
         num_gpus: processes.
         opts: further KEY VALUE pairs.
-        threads: of each process on the CPU; None = torch's choice.
+        shared: the CPU is shared with other runs.
 
     Raises:
         RuntimeError: the training failed; the message names its log.
@@ -131,7 +134,7 @@ def train(
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
     command += ["--num-gpus", str(num_gpus), "--resume", *opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    environment = {**os.environ, **(SHARED_CPU if shared else {})}
     log = folder / "console.log"
     with log.open("ab") as file:
         code = subprocess.run(
@@ -158,13 +161,11 @@ def train_all(
     Raises:
         RuntimeError: a training failed; those that had begun are finished first.
     """
-    threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
-
     def train_one(run: tuple[str, int]) -> None:
         method, seed = run
         if grid.kept(method, seed).exists():  # another driver of the same grid was faster
             return
-        train(grid, method, seed, num_gpus, opts, threads)
+        train(grid, method, seed, num_gpus, opts, shared=jobs > 1)
         miou = json.loads(grid.kept(method, seed).read_text())["miou"]
         say(f"{method}, seed {seed}: {miou:.2f}")
 
