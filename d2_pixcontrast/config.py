@@ -147,6 +147,9 @@ def _add_model(cfg: CN) -> None:
     head.ALIGN_CORNERS = False
     head.CLASS_WEIGHTS = []  # of the cross-entropy, one per class; [] = all 1
     head.SCALARS_PERIOD = 20  # iterations between two records of the terms' scalars
+    # DeepLab decoders: norm in the ASPP's pooling branch; the convolution that joins its branches.
+    head.ASPP_POOL_NORM = False
+    head.ASPP_PROJECT_KERNEL = 1
     head.FCN = CN()  # FCNDecoder: one convolution on the concatenation of IN_FEATURES
     head.FCN.CHANNELS = 0  # 0 = as many as the concatenation has
     head.FCN.KERNEL_SIZE = 3

@@ -110,6 +110,7 @@ _NODES = {
         "LOSS_WEIGHT": FROM_0,
         "CONVS_DIM": FROM_1,
         "ASPP_CHANNELS": FROM_1,
+        "ASPP_PROJECT_KERNEL": ODD,
         "ASPP_DROPOUT": BELOW_1,
         "COMMON_STRIDE": FROM_1,
         "JOIN_STRIDE": one_of(0, 1, 2),

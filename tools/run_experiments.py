@@ -28,8 +28,8 @@ from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "fvcore")
-# Two threads even where a run has one core: with one, torch leaves 1x1 convolutions of small batches
-# to a slow kernel. Threads that wait must not spin then, or the runs stand in each other's way.
+# Two threads even where a run has one core: with one, torch leaves 1x1 convolutions of small
+# batches to a slow kernel. Threads that wait must not spin then, or runs hinder each other.
 SHARED_CPU = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 METRIC = "sem_seg/"  # what the evaluator's numbers start with in metrics.json
 
@@ -161,6 +161,7 @@ def train_all(
     Raises:
         RuntimeError: a training failed; those that had begun are finished first.
     """
+
     def train_one(run: tuple[str, int]) -> None:
         method, seed = run
         if grid.kept(method, seed).exists():  # another driver of the same grid was faster

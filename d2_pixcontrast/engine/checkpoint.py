@@ -13,7 +13,7 @@ from .weights import TIMM_PREFIX, load_timm_file, load_timm_weights
 from .weights_file import check_hash_in_name, check_state, read_weights_file, weight_names
 
 # Parts of a training checkpoint that a model for inference does not have.
-_TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
+TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
 # What ContrastWrapperHead puts before the names of the head that it wraps.
 _HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
 
@@ -29,7 +29,7 @@ def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """
     if isinstance(model, (DistributedDataParallel, torch.nn.DataParallel)):
         model = model.module
-    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(_TRAINING_ONLY)}
+    kept = {k: v for k, v in model.state_dict().items() if not k.startswith(TRAINING_ONLY)}
     return {_without_wrapper(k): v for k, v in kept.items()}
 
 
@@ -207,7 +207,7 @@ def _drop_training_only(state: dict, model: torch.nn.Module, logger) -> None:
     """Remove terms and auxiliary head from ``state`` where the model has none."""
     own = model.state_dict()
     extra = [
-        k for k in state if k.removeprefix("module.").startswith(_TRAINING_ONLY) and k not in own
+        k for k in state if k.removeprefix("module.").startswith(TRAINING_ONLY) and k not in own
     ]
     for key in extra:
         del state[key]

@@ -3,18 +3,39 @@ Recognition", TPAMI 2020, section 3.2.
 
 The published networks differ in one thing alone, how a coarse branch is brought to a finer one's
 grid. ImageNet classifiers, and timm, take the nearest pixel; the segmentation networks of HRNet's
-authors interpolate with aligned corners, and mmsegmentation without.
+authors interpolate with aligned corners; mmsegmentation interpolates without, by a power of two
+first and then, where the sizes are no multiples of it, to the finer branch's size.
 """
+
+from collections.abc import Callable
 
 import torch
 from timm.models.hrnet import HighResolutionModule
 from torch import nn
 from torch.nn import functional as F
 
-FUSIONS = {
-    "nearest": {"mode": "nearest"},
-    "bilinear": {"mode": "bilinear", "align_corners": False},
-    "bilinear_aligned": {"mode": "bilinear", "align_corners": True},
+
+def _nearest(x: torch.Tensor, size: torch.Size, factor: int) -> torch.Tensor:
+    return F.interpolate(x, size, mode="nearest")
+
+
+def _bilinear(x: torch.Tensor, size: torch.Size, factor: int) -> torch.Tensor:
+    scaled = [side * factor for side in x.shape[-2:]]
+    x = F.interpolate(x, scaled, mode="bilinear", align_corners=False)
+    if list(size) == scaled:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _bilinear_aligned(x: torch.Tensor, size: torch.Size, factor: int) -> torch.Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+# (B, C, h, w), the size wanted, and the ratio of the strides to (B, C, *size).
+FUSIONS: dict[str, Callable[[torch.Tensor, torch.Size, int], torch.Tensor]] = {
+    "nearest": _nearest,
+    "bilinear": _bilinear,
+    "bilinear_aligned": _bilinear_aligned,
 }
 
 
@@ -34,7 +55,7 @@ class BranchFusion(nn.Module):
         self.branches = module.branches
         self.fuse_layers = module.fuse_layers
         self.fuse_act = module.fuse_act
-        self.interpolation = FUSIONS[fusion]
+        self.resize = FUSIONS[fusion]
         for i, j, layers in self._upward():
             # Convolution and norm; the third, timm's Upsample by a factor, is done by size here.
             self.fuse_layers[i][j] = layers[:2]
@@ -54,7 +75,7 @@ class BranchFusion(nn.Module):
             for j, layers in enumerate(row):
                 part = layers(x[j])
                 if j > i:
-                    part = F.interpolate(part, x[i].shape[-2:], **self.interpolation)
+                    part = self.resize(part, x[i].shape[-2:], 2 ** (j - i))
                 total = part if total is None else total + part
             fused.append(self.fuse_act(total))
         return fused

@@ -6,6 +6,7 @@ from detectron2.projects.deeplab import DeepLabV3PlusHead
 from torch import nn
 from torch.nn import functional as F
 
+from ..layers import conv_norm_relu
 from .base import DECODER_REGISTRY, DecoderOutput, only_feature
 
 
@@ -34,6 +35,8 @@ class DeepLabV3PlusDecoder(DeepLabV3PlusHead):
     def __init__(self, cfg, input_shape: dict[str, ShapeSpec]):
         super().__init__(cfg, input_shape)
         head = cfg.MODEL.SEM_SEG_HEAD
+        deepest = self.in_features[-1]
+        _adapt_aspp(self.decoder[deepest]["project_conv"], input_shape[deepest].channels, head)
         self.out_channels = head.CONVS_DIM if len(input_shape) > 1 else head.ASPP_CHANNELS
         self.out_stride = min(shape.stride for shape in input_shape.values())
 
@@ -62,8 +65,26 @@ class DeepLabV3Decoder(nn.Module):
             dropout=head.ASPP_DROPOUT,
             use_depthwise_separable_conv=head.USE_DEPTHWISE_SEPARABLE_CONV,
         )
+        _adapt_aspp(self.aspp, shape.channels, head)
         self.out_channels = head.ASPP_CHANNELS
         self.out_stride = shape.stride
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
         return DecoderOutput(self.aspp(features[self.in_feature]))
+
+
+def _adapt_aspp(aspp: ASPP, in_channels: int, head) -> None:
+    """What other code bases' ASPP has beyond detectron2's, by two keys of the config's head.
+
+    Detectron2 has no norm in the pooling branch and joins the branches by a 1x1 convolution;
+    mmsegmentation, openseg.pytorch and MCIBI have the norm and a 3x3 convolution. The norm needs
+    two images in training, be they on one rank or, with SyncBN, on two.
+    """
+    if head.ASPP_POOL_NORM:
+        pooled = conv_norm_relu(in_channels, head.ASPP_CHANNELS, 1, head.NORM)
+        aspp.convs[-1] = nn.Sequential(nn.AdaptiveAvgPool2d(1), pooled)
+    if head.ASPP_PROJECT_KERNEL != 1:
+        joined = len(aspp.convs) * head.ASPP_CHANNELS
+        aspp.project = conv_norm_relu(
+            joined, head.ASPP_CHANNELS, head.ASPP_PROJECT_KERNEL, head.NORM
+        )
