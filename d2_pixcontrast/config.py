@@ -93,6 +93,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.FORMAT = "RGB"  # detectron2: BGR
     cfg.INPUT.CROP.TYPE = "absolute"  # detectron2: relative_range; (height, width) in CROP.SIZE
     cfg.INPUT.MIN_SIZE_TEST = 0  # detectron2: 800. 0 = test at the image's own size
+    # (height, width) that images are tested at, whatever their own is; [] = by MIN_SIZE_TEST.
+    cfg.INPUT.FIXED_SIZE_TEST = []
     # Before the scale jitter the image's short edge gets this length; 0 = the image's own size.
     cfg.INPUT.BASE_SHORT_EDGE = 0
     # Scale jitter: one factor, uniform in this range, for both sides.
@@ -131,6 +133,10 @@ def _add_model(cfg: CN) -> None:
     # How HRNet's branches meet: "nearest" (timm's, of the ImageNet weights), "bilinear"
     # (mmsegmentation), "bilinear_aligned" (the segmentation networks of its authors).
     cfg.MODEL.TIMM.HRNET_FUSION = "nearest"
+    # Details in which published backbones differ from timm's: "ceil_pool" (ResNet of openseg),
+    # "first_relu_off" (HRNet of MCIBI), "plain_dilated_shortcuts" (ResNeSt of MCIBI),
+    # "bilinear_positions" (ViT of MCIBI).
+    cfg.MODEL.TIMM.VARIANTS = []
     cfg.MODEL.TIMM.OUT_NORM = ""  # "LN": a layer norm on each feature (Swin, vision transformers)
 
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -145,11 +151,17 @@ def _add_model(cfg: CN) -> None:
     # Corners are aligned where features are brought to one grid and logits to the image's
     # (openseg.pytorch, ContrastiveSeg).
     head.ALIGN_CORNERS = False
+    # False: logits stay on their own grid and are resized once, to the output's size, where images
+    # are tested at another size than their own (MCIBI).
+    head.UPSAMPLE_LOGITS = True
+    head.ACTIVATION = "relu"  # of the head's convolutions; "leaky_relu" (slope .01)
     head.CLASS_WEIGHTS = []  # of the cross-entropy, one per class; [] = all 1
     head.SCALARS_PERIOD = 20  # iterations between two records of the terms' scalars
     # DeepLab decoders: norm in the ASPP's pooling branch; the convolution that joins its branches.
     head.ASPP_POOL_NORM = False
     head.ASPP_PROJECT_KERNEL = 1
+    # DeepLabV3Decoder: a 3x3 convolution with norm and without ReLU behind it (openseg).
+    head.ASPP_REFINE = False
     head.FCN = CN()  # FCNDecoder: one convolution on the concatenation of IN_FEATURES
     head.FCN.CHANNELS = 0  # 0 = as many as the concatenation has
     head.FCN.KERNEL_SIZE = 3
@@ -158,6 +170,7 @@ def _add_model(cfg: CN) -> None:
     head.OCR.CHANNELS = 512  # of the pixels, the object regions and the output
     head.OCR.KEY_CHANNELS = 256  # of the attention's queries, keys and values
     head.OCR.DROPOUT = 0.05
+    head.OCR.REGION_KERNEL = 1  # of the convolution before the regions' classifier; openseg: 3
     # The one of IN_FEATURES that only the object regions are predicted from (a ResNet's "res4");
     # "" = from all of IN_FEATURES, as the pixels (HRNet).
     head.OCR.REGION_FEATURE = ""
@@ -339,6 +352,7 @@ def _add_test(cfg: CN) -> None:
     sliding.ENABLED = False
     sliding.SIZE = (512, 1024)  # (height, width) of a window in pixels
     sliding.STRIDE = (341, 683)  # (down, right) from one window to the next, in pixels
+    sliding.AVERAGE = "logits"  # where windows overlap, or "probabilities" (MCIBI)
     boundary = cfg.TEST.BOUNDARY_IOU = CN()  # IoU of the pixels near the classes' boundaries
     boundary.ENABLED = False
     # How near: below 1 a share of the image's diagonal, from 1 on pixels.

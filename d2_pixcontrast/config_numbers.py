@@ -56,6 +56,11 @@ ODD = Rule("1, 3, 5 or another odd number", lambda v: v >= 1 and v % 2 == 1)
 SIZE = ListRule(
     "(height, width), each 1 or more", lambda v: v >= 1 and _is_whole(v), lambda vs: len(vs) == 2
 )
+SIZE_OR_NONE = ListRule(
+    "empty or (height, width), each 1 or more",
+    lambda v: v >= 1 and _is_whole(v),
+    lambda vs: len(vs) in (0, 2),
+)
 FACTOR_RANGE = ListRule("(lowest, highest), both above 0", lambda v: v > 0, _ascends)
 RANGE_FROM_0 = ListRule("(lowest, highest), both 0 or more", lambda v: v >= 0, _ascends)
 WEIGHTS = ListRule("a list of numbers above 0", lambda v: v > 0)
@@ -94,6 +99,7 @@ _NODES = {
         "COLOR_JITTER.PROB": FRACTION,
         "CROP.SINGLE_CATEGORY_MAX_AREA": SHARE,
         "MIN_SIZE_TEST": FROM_0,
+        "FIXED_SIZE_TEST": SIZE_OR_NONE,
         "MAX_SIZE_TEST": FROM_0,
     },
     "DATALOADER.": {"NUM_WORKERS": FROM_0},
@@ -122,6 +128,7 @@ _NODES = {
         "OCR.CHANNELS": FROM_1,
         "OCR.KEY_CHANNELS": FROM_1,
         "OCR.DROPOUT": BELOW_1,
+        "OCR.REGION_KERNEL": ODD,
         "PSP.CHANNELS": FROM_1,
         "PSP.POOL_SCALES": COUNTS,
         "PSP.DROPOUT": BELOW_1,

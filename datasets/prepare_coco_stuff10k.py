@@ -7,6 +7,7 @@ coco/coco_stuff_10k/                                cocostuff-10k-v1.1.zip
     imageLists/{train,test}.txt
     images_detectron2/{train,test}/*.jpg            made: links to the images
     annotations_detectron2/{train,test}/*.png       made: 0..170, 255 = unlabelled
+    annotations_182_detectron2/{train,test}/*.png   made: 0..181, 255 = unlabelled
 """
 
 from pathlib import Path
@@ -28,6 +29,9 @@ from d2_pixcontrast.data.prepare import (
 # The listed ids that no image is said to have are unlabelled, too.
 IDS = dict.fromkeys(range(len(COCO_STUFF_NAMES) + 1), 255)
 IDS |= {number + 1: index for number, index in COCO_STUFF_TRAIN_IDS.items()}
+# As listed, with gaps.
+IDS_182 = {0: 255, **{number + 1: number for number in range(len(COCO_STUFF_NAMES))}}
+FOLDERS = {"annotations_detectron2": IDS, "annotations_182_detectron2": IDS_182}
 
 
 def plan(root: Path) -> Plan:
@@ -40,15 +44,16 @@ def plan(root: Path) -> Plan:
             image = require(folder / "images" / f"{name}.jpg", what)
             source = require(folder / "annotations" / f"{name}.mat", what)
             annotations.discard(source)
-            target = folder / "annotations_detectron2" / split / f"{name}.png"
-            todo.tasks.append(Task(source, target))
+            for made in FOLDERS:
+                todo.tasks.append(Task(source, folder / made / split / f"{name}.png"))
             todo.links.append((image, folder / "images_detectron2" / split / image.name))
     todo.ignored = sorted(annotations)
     return todo
 
 
 def convert(task: Task) -> np.ndarray:
-    return renumber(load_mat(task.source, "S"), IDS, task.source)
+    ids = FOLDERS[task.target.parent.parent.name]
+    return renumber(load_mat(task.source, "S"), ids, task.source)
 
 
 if __name__ == "__main__":

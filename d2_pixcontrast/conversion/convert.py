@@ -66,6 +66,7 @@ def convert(cfg: CfgNode, source: Source, path: str, copy: str = "") -> Conversi
     own = build_model(cfg).state_dict()
     notes = [*checkpoint.notes, *_check_classes(cfg, checkpoint, path)]
     _drop_unused_training_parts(mapping, own)
+    mapping.state.update(source.complete(mapping.state))
     _check_names(path, source, mapping, own)
     _check_values(path, cfg, mapping, own)
     return Conversion(
@@ -129,7 +130,7 @@ def _drop_unused_training_parts(mapping: Mapping, own: dict) -> None:
 
 
 def _check_names(path: str, source: Source, mapping: Mapping, own: dict) -> None:
-    unknown = [mapping.origin[name] for name in mapping.state if name not in own]
+    unknown = [mapping.origin.get(name, name) for name in mapping.state if name not in own]
     left = [*mapping.left, *unknown]
     missing = [n for n in own if n not in mapping.state and not _may_be_missing(n)]
     if not left and not missing:
@@ -150,15 +151,13 @@ def _check_values(path: str, cfg: CfgNode, mapping: Mapping, own: dict) -> None:
         name = wrong[0]
         raise ValueError(
             f"{path}: {len(wrong)} tensors have another shape than the model's, first "
-            f"{mapping.origin[name]}, {tuple(mapping.state[name].shape)} there and "
+            f"{mapping.origin.get(name, name)}, {tuple(mapping.state[name].shape)} there and "
             f"{tuple(own[name].shape)} here (MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
             f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES})"
         )
     spoilt = [n for n, value in mapping.state.items() if not value.isfinite().all()]
     if spoilt:
-        raise ValueError(
-            f"{path}: {len(spoilt)} tensors hold NaN or infinity ({mapping.origin[spoilt[0]]}, ...)"
-        )
+        raise ValueError(f"{path}: {len(spoilt)} tensors hold NaN or infinity ({_some(spoilt)})")
 
 
 def _may_be_missing(name: str) -> bool:

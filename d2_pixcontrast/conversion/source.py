@@ -1,10 +1,14 @@
 """What is known about another code base."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import torch
 
 from ..compat import CfgNode
 from .rules import Rule
+
+State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -13,11 +17,13 @@ class Source:
 
     Attributes:
         name: for the command line.
-        rules: of a config of ours that describes the same network.
+        rules: what becomes of each tensor, for a config of ours that describes the same network.
         settings: keys of that config whose value decides what the network computes, and the values
-            that it was trained with; a function of the config, since networks differ.
+            that it was trained with.
+        complete: tensors of ours that follow from the mapped ones; they are added.
     """
 
     name: str
     rules: Callable[[CfgNode], list[Rule]]
-    settings: Callable[[CfgNode], dict[str, object]] = field(default=lambda cfg: {})
+    settings: Callable[[CfgNode], dict[str, object]]
+    complete: Callable[[State], State] = lambda state: {}

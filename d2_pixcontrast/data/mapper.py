@@ -33,6 +33,7 @@ class SemSegMapper:
         ignore_value: int,
         min_size_test: int = 0,
         max_size_test: int = 0,
+        fixed_size_test: tuple[int, int] | None = None,
         keep_original: bool = False,
     ):
         """
@@ -44,6 +45,7 @@ class SemSegMapper:
             ignore_value: or this.
             min_size_test: short edge in pixels of test images; 0 = as they are.
             max_size_test: limit of their long edge; 0 = none.
+            fixed_size_test: (height, width) of test images instead, whatever their own is.
             keep_original: hand out test images before they are resized, too (for the other scales
                 of :class:`~d2_pixcontrast.modeling.inference.MultiScaleFlip`).
 
@@ -59,6 +61,7 @@ class SemSegMapper:
         self.ignore_value = ignore_value
         self.min_size_test = min_size_test
         self.max_size_test = max_size_test
+        self.fixed_size_test = fixed_size_test
         self.keep_original = keep_original
 
     @classmethod
@@ -71,6 +74,7 @@ class SemSegMapper:
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "min_size_test": cfg.INPUT.MIN_SIZE_TEST,
             "max_size_test": cfg.INPUT.MAX_SIZE_TEST,
+            "fixed_size_test": tuple(cfg.INPUT.FIXED_SIZE_TEST) or None,
             "keep_original": cfg.TEST.AUG.ENABLED,
         }
 
@@ -120,7 +124,10 @@ class SemSegMapper:
             and with ``keep_original``, where this is another size, "original_image": (3, H, W).
         """
         height, width = image.shape[:2]
-        resize = resize_shortest_edge(height, width, self.min_size_test, self.max_size_test)
+        if self.fixed_size_test:
+            resize = RegionTransform(0, 0, height, width, *self.fixed_size_test)
+        else:
+            resize = resize_shortest_edge(height, width, self.min_size_test, self.max_size_test)
         inputs = {"height": height, "width": width, "image": _chw(resize.apply_image(image))}
         if self.keep_original and inputs["image"].shape[1:] != (height, width):
             inputs["original_image"] = _chw(image)

@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import SemanticSegmentor
 from timm.layers import padding
 from torch import nn
+from torch.nn import functional as F
 
 _EXAMPLE_SIZE = (129, 161)  # of the traced image; neither square nor divisible by anything
 
@@ -49,6 +50,8 @@ class InferenceGraph(nn.Module):
         image = (image - self.mean) / self.std
         image = _pad_to_multiple(_pad_to_multiple(image, 2, self.divisor), 3, self.divisor)
         logits, _ = self.head(self.backbone(image))
+        if not getattr(self.head, "upsample_logits", True):
+            logits = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
         return _first(_first(logits, 2, height), 3, width)
 
 

@@ -27,3 +27,25 @@ def classifier(channels: int, num_classes: int) -> nn.Module:
     nn.init.normal_(conv.weight, 0, 0.01)
     nn.init.zeros_(conv.bias)
     return conv
+
+
+_ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu}
+
+
+def use_activation(module: nn.Module, name: str) -> None:
+    """Put another activation in place of every ReLU of detectron2's convolutions in ``module``.
+
+    Args:
+        module: changed in place.
+        name: "relu", or "leaky_relu" with torch's slope of .01.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.ACTIVATION is {name!r}; known are {list(_ACTIVATIONS)}"
+        )
+    for part in module.modules():
+        if getattr(part, "activation", None) is F.relu:
+            part.activation = _ACTIVATIONS[name]

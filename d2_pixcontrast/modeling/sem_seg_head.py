@@ -11,7 +11,7 @@ from .aggregation import build_aggregation, build_joined_features, without_dropo
 from .aux_heads import build_aux_heads
 from .decoder import build_decoder
 from .head_with_terms import HeadWithTerms
-from .layers import classifier
+from .layers import classifier, use_activation
 from .losses import SegmentationLoss
 from .terms import build_terms
 
@@ -41,6 +41,8 @@ class PixelContrastSemSegHead(HeadWithTerms):
         terms: nn.ModuleDict | None = None,
         scalars_period: int = 20,
         align_corners: bool = False,
+        upsample_logits: bool = True,
+        activation: str = "relu",
     ):
         """
         Args:
@@ -59,9 +61,13 @@ class PixelContrastSemSegHead(HeadWithTerms):
             scalars_period: iterations between two records of the terms' scalars.
             align_corners: where logits are brought to the image's size, and features that a term
                 reads to one grid. (Decoder and loss have their own.)
+            upsample_logits: in evaluation to the image's size; else they keep their own, and
+                detectron2's meta-architecture brings them to the output's, corners not aligned.
+            activation: what stands where the parts have a ReLU: "relu", or "leaky_relu".
 
         Raises:
-            ValueError: ``aux_heads`` beside a decoder that gives auxiliary logits itself.
+            ValueError: ``aux_heads`` beside a decoder that gives auxiliary logits itself, an
+                unknown activation, or aligned corners without upsampling.
         """
         super().__init__()
         self.joined = joined
@@ -73,16 +79,29 @@ class PixelContrastSemSegHead(HeadWithTerms):
         self.aux_heads = aux_heads
         self.aux_weight = aux_weight
         self.align_corners = align_corners
+        self.upsample_logits = upsample_logits
+        if align_corners and not upsample_logits:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS is False and ALIGN_CORNERS True: "
+                "detectron2 resizes logits without aligning corners"
+            )
         if aux_heads is not None and _predicts_aux(decoder):
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.AUX.IN_FEATURES is {list(aux_heads)}, but "
                 f"{type(decoder).__name__} has an auxiliary head of its own; leave it empty"
             )
+        use_activation(self, activation)
         self.set_terms(terms, ignore_value=ignore_value, scalars_period=scalars_period)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
+        timm = cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+        if timm and not head.UPSAMPLE_LOGITS and cfg.MODEL.TIMM.SIZE_DIVISIBILITY != 1:
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS is False, which wants images that are not "
+                "padded: set MODEL.TIMM.SIZE_DIVISIBILITY to 1"
+            )
         # What a method adds comes last: with one seed the rest starts from the same weights.
         joined = build_joined_features(cfg, input_shape)
         names = list(head.IN_FEATURES) if joined is None else [joined.NAME]
@@ -115,6 +134,8 @@ class PixelContrastSemSegHead(HeadWithTerms):
             terms=build_terms(cfg, {**input_shape, "decoder": decoded}),
             scalars_period=head.SCALARS_PERIOD,
             align_corners=head.ALIGN_CORNERS,
+            upsample_logits=head.UPSAMPLE_LOGITS,
+            activation=head.ACTIVATION,
         )
 
     def forward(self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None):
@@ -138,6 +159,8 @@ class PixelContrastSemSegHead(HeadWithTerms):
             return None, self.losses(features, decoded, aggregated, logits, targets)
         if self.aggregation is not None and self.aggregation.second_pass:
             logits = self.predictor(self.aggregation.again(aggregated, logits))
+        if not self.upsample_logits:
+            return logits, {}
         # Images that are not padded are no multiple of the stride; their backbone says their size.
         size = getattr(features, "image_size", None)
         size = size or (logits.shape[-2] * out_stride, logits.shape[-1] * out_stride)

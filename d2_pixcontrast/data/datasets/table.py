@@ -127,6 +127,19 @@ _COCO_STUFF_10K = [
     for split in ("train", "test")
 ]
 
+# The numbers of the annotation, 11 of which no image has: MCIBI's networks have a logit for each.
+_COCO_STUFF_10K_182 = [
+    _dataset(
+        f"coco_2017_{split}_stuff_10k_182_sem_seg",
+        (f"coco/coco_stuff_10k/images_detectron2/{split}", ".jpg"),
+        (f"coco/coco_stuff_10k/annotations_182_detectron2/{split}", ".png"),
+        classes.COCO_STUFF_NAMES,
+        "what `python datasets/prepare_coco_stuff10k.py` makes of COCO-Stuff 10k v1.1 from "
+        "https://github.com/nightrome/cocostuff10k.",
+    )
+    for split in ("train", "test")
+]
+
 # Mask2Former lacks it: a name like that of the 10k edition, and the folder that SimSeg, SAN and
 # CAT-Seg read.
 _COCO_STUFF_164K = [
@@ -149,5 +162,6 @@ DATASETS = (
     *_VOC,
     *_PASCAL_CONTEXT,
     *_COCO_STUFF_10K,
+    *_COCO_STUFF_10K_182,
     *_COCO_STUFF_164K,
 )

@@ -10,6 +10,7 @@ from torch import nn
 from .features import EncoderFeatures
 from .hrnet_fusion import fuse_branches
 from .timm_features import create_features, feature_names, is_channels_last, pads_itself
+from .variants import change
 
 
 class TimmBackbone(Backbone):
@@ -36,6 +37,7 @@ class TimmBackbone(Backbone):
         out_norm: str = "",
         size_divisibility: int = 0,
         hrnet_fusion: str = "nearest",
+        variants: list[str] = (),
     ):
         """
         Args:
@@ -53,6 +55,7 @@ class TimmBackbone(Backbone):
                 stride. With 1 images are taken as they are, and a feature of stride s has
                 ceil(height / s) rows.
             hrnet_fusion: one of :data:`~.hrnet_fusion.FUSIONS`; "nearest" for other networks.
+            variants: names of :data:`~.variants.VARIANTS`, details that differ from timm's.
 
         Raises:
             ValueError: timm knows no such model, it cannot give features or this stride, it takes
@@ -81,6 +84,7 @@ class TimmBackbone(Backbone):
         if names[-1] not in wanted:
             self._freeze_unused(output_stride)
         fuse_branches(self.body, hrnet_fusion)
+        change(self.body, list(variants), name)
         channels = self.body.feature_info.channels()
         strides = self.body.feature_info.reduction()
         self._shapes = {
@@ -138,4 +142,5 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         out_norm=node.OUT_NORM,
         size_divisibility=node.SIZE_DIVISIBILITY,
         hrnet_fusion=node.HRNET_FUSION,
+        variants=node.VARIANTS,
     )

@@ -66,11 +66,16 @@ class DeepLabV3Decoder(nn.Module):
             use_depthwise_separable_conv=head.USE_DEPTHWISE_SEPARABLE_CONV,
         )
         _adapt_aspp(self.aspp, shape.channels, head)
+        self.refine = None
+        if head.ASPP_REFINE:
+            self.refine = conv_norm_relu(head.ASPP_CHANNELS, head.ASPP_CHANNELS, 3, head.NORM)
+            self.refine.activation = None
         self.out_channels = head.ASPP_CHANNELS
         self.out_stride = shape.stride
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
-        return DecoderOutput(self.aspp(features[self.in_feature]))
+        pyramid = self.aspp(features[self.in_feature])
+        return DecoderOutput(pyramid if self.refine is None else self.refine(pyramid))
 
 
 def _adapt_aspp(aspp: ASPP, in_channels: int, head) -> None:

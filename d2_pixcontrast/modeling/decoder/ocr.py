@@ -43,7 +43,8 @@ class OCRDecoder(nn.Module):
         channels = sum(input_shape[name].channels for name in self.in_features)
         region = input_shape[self.region_feature].channels if self.region_feature else channels
         self.region_head = nn.Sequential(
-            conv_norm_relu(region, region, 1, norm), classifier(region, head.NUM_CLASSES)
+            conv_norm_relu(region, region, head.OCR.REGION_KERNEL, norm),
+            classifier(region, head.NUM_CLASSES),
         )
         self.pixels = conv_norm_relu(channels, width, 3, norm)
         self.attention = ObjectAttention(width, head.OCR.KEY_CHANNELS, norm)

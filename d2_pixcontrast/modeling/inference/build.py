@@ -13,7 +13,11 @@ def with_sliding_window(cfg, model: nn.Module) -> nn.Module:
     if not sliding.ENABLED:
         return model
     return SlidingWindow(
-        model, size=sliding.SIZE, stride=sliding.STRIDE, pad_value=cfg.MODEL.PIXEL_MEAN
+        model,
+        size=sliding.SIZE,
+        stride=sliding.STRIDE,
+        pad_value=cfg.MODEL.PIXEL_MEAN,
+        average=sliding.AVERAGE,
     )
 
 

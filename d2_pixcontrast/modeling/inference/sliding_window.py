@@ -4,12 +4,15 @@ import torch
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import Tensor, nn
 
+AVERAGES = ("logits", "probabilities")
+
 
 class SlidingWindow(nn.Module):
-    """Applies a model to windows of the image and averages its *logits* where they overlap.
+    """Applies a model to windows of the image and averages its outputs where they overlap.
 
-    It takes and gives what the model does, so that it can stand wherever the model can. Logits,
-    not probabilities, are averaged: with one window that is the image the result is the model's.
+    It takes and gives what the model does, so that it can stand wherever the model can. Logits are
+    averaged unless ``average`` says "probabilities": with one window that is the image the result
+    is the model's. The mean of probabilities is given as its logarithm, whose softmax it is.
 
     All windows have the same size. The last one of a row or column is moved back to the image's
     border. An image that is smaller than the window is padded below and to the right with the
@@ -23,6 +26,7 @@ class SlidingWindow(nn.Module):
         size: tuple[int, int],
         stride: tuple[int, int],
         pad_value: list[float],
+        average: str = "logits",
     ):
         """
         Args:
@@ -30,11 +34,15 @@ class SlidingWindow(nn.Module):
             size: (height, width) of a window in pixels of the model's input.
             stride: (down, right) between neighbouring windows, at most ``size``.
             pad_value: colour of the padding, one number per channel: the model's pixel mean.
+            average: "logits" or "probabilities".
 
         Raises:
-            ValueError: a size or stride is not positive, or the stride would leave gaps.
+            ValueError: a size or stride is not positive, the stride would leave gaps, or another
+                ``average``.
         """
         super().__init__()
+        if average not in AVERAGES:
+            raise ValueError(f"TEST.SLIDING.AVERAGE is {average!r}; known are {list(AVERAGES)}")
         for length, step in zip(size, stride, strict=True):
             if not 1 <= step <= length:
                 raise ValueError(
@@ -44,6 +52,7 @@ class SlidingWindow(nn.Module):
         self.model = model
         self.size = tuple(size)
         self.stride = tuple(stride)
+        self.average = average
         self.pad_value = torch.tensor(pad_value, dtype=torch.float32).view(-1, 1, 1)
         self.train(model.training)  # a new module claims to train
 
@@ -79,13 +88,18 @@ class SlidingWindow(nn.Module):
                 window = image[:, top : top + rows, left : left + columns]
                 inputs = {"image": window, "height": rows, "width": columns}
                 logits = self.model([inputs])[0]["sem_seg"]
+                if self.average == "probabilities":
+                    logits = logits.softmax(dim=0)
                 if total is None:
                     total = logits.new_zeros(len(logits), height, width)
                 total[:, top : top + rows, left : left + columns] += logits
         # Windows that cover a pixel: those of its row times those of its column.
         down = _coverage(tops, rows, height).to(total)
         right = _coverage(lefts, columns, width).to(total)
-        return total.div_(down[:, None] * right)
+        mean = total.div_(down[:, None] * right)
+        if self.average == "logits":
+            return mean
+        return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
 
     def _pad(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
