@@ -92,14 +92,6 @@ def _auxiliary_head(vit: bool) -> list[Rule]:
     return [*_pair(theirs, aux + "0"), Rule(theirs + r"\.4\.(weight|bias)", aux + r"2.\1")]
 
 
-# How the backbones differ from timm's.
-_VARIANTS = {
-    "hrnet": "first_relu_off",
-    "resnest": "plain_dilated_shortcuts",
-    "vit": "bilinear_positions",
-}
-
-
 def _settings(cfg) -> dict[str, object]:
     name, data = cfg.MODEL.TIMM.NAME, str(tuple(cfg.DATASETS.TEST))
     leaky = "lip_" in data and name.startswith("resnet")
@@ -111,11 +103,13 @@ def _settings(cfg) -> dict[str, object]:
         "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS": False,
         "MODEL.SEM_SEG_HEAD.ACTIVATION": "leaky_relu" if leaky else "relu",
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
-        "MODEL.TIMM.VARIANTS": [v for k, v in _VARIANTS.items() if name.startswith(k)],
     }
     if name.startswith("hrnet"):
-        settings["MODEL.TIMM.HRNET_FUSION"] = "bilinear"
-    return settings
+        # Whether its stem has a ReLU in the middle ("first_relu_off") depends on the file.
+        return settings | {"MODEL.TIMM.HRNET_FUSION": "bilinear"}
+    variants = {"resnest": "plain_dilated_shortcuts", "vit": "bilinear_positions"}
+    wanted = [variant for kind, variant in variants.items() if name.startswith(kind)]
+    return settings | {"MODEL.TIMM.VARIANTS": wanted}
 
 
 SSSEGMENTATION = Source("sssegmentation", _rules, _settings)
