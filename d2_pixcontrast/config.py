@@ -149,10 +149,10 @@ def _add_model(cfg: CN) -> None:
     # decoder of one feature); 2: halved by a 3x3 convolution, too; 0: as they are.
     head.JOIN_STRIDE = 0
     # Corners are aligned where features are brought to one grid and logits to the image's
-    # (openseg.pytorch, ContrastiveSeg).
+    # (openseg.pytorch, ContrastiveSeg). Not within PSPDecoder and UPerDecoder.
     head.ALIGN_CORNERS = False
     # False: logits stay on their own grid and are resized once, to the output's size, where images
-    # are tested at another size than their own (MCIBI).
+    # are tested at another size than their own (MCIBI). Then one image is evaluated at a time.
     head.UPSAMPLE_LOGITS = True
     head.ACTIVATION = "relu"  # of the head's convolutions; "leaky_relu" (slope .01)
     head.CLASS_WEIGHTS = []  # of the cross-entropy, one per class; [] = all 1

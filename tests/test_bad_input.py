@@ -229,6 +229,7 @@ IMPOSSIBLE = {
     "one of 8, 16, 32": [0, 12],
     "one of 0, 1, 2": [-1, 3],
     "(height, width), each 1 or more": [5, [5], [0, 5], [5, -5], [0.5, 5], [5, 5, 5]],
+    "empty or (height, width), each 1 or more": [5, [5], [0, 5], [0.5, 5], [5, 5, 5]],
     "(lowest, highest), both above 0": [1.0, [2.0, 0.5], [0.0, 1.0], [1.0], ["a", "b"]],
     "(lowest, highest), both 0 or more": [1.0, [2.0, 0.5], [-1.0, 1.0], [1.0]],
     "a list of numbers above 0": [1.0, [1.0, -1.0], [0.0], ["a"]],

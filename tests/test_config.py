@@ -18,6 +18,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 
 import d2_pixcontrast
 from d2_pixcontrast import add_pixcontrast_config
+from d2_pixcontrast.conversion import SOURCES
 from d2_pixcontrast.engine import load_cfg
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -28,6 +29,8 @@ ids = [str(path.relative_to(CONFIGS)) for path in LEAVES]
 # configs/<Dataset>-SemanticSegmentation/<decoder>_<backbone>_<method>_<schedule>.yaml, and what the
 # words stand for.
 ZOO = [path for path in LEAVES if path.parent.name.endswith("-SemanticSegmentation")]
+# configs/published/<source>/<dataset>_<decoder>_<backbone>[_<method>].yaml.
+PUBLISHED = [path for path in LEAVES if path.parent.parent.name == "published"]
 DECODERS = {
     "deeplabv3": "DeepLabV3Decoder",
     "deeplabv3plus": "DeepLabV3PlusDecoder",
@@ -185,6 +188,96 @@ def test_names_say_what_is_inside(path):
         "iterations": iterations,
         "splits": 2 if schedule.endswith("-trainval") else 1,
     }
+
+
+def test_no_two_configs_write_to_one_folder():
+    folders = [loaded(path).OUTPUT_DIR for path in LEAVES]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_published_configs_compute_what_their_source_does(path):
+    cfg, source = loaded(path), SOURCES[path.parent.name]
+    wanted = source.settings(cfg)
+    values = dict(flat(cfg))
+    assert wanted and {key: plain(values[key]) for key in wanted} == wanted
+    # Without them the source's networks would be others, on any data.
+    assert {"INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.TIMM.SIZE_DIVISIBILITY"} <= set(wanted)
+    assert cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+
+
+def plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+PUBLISHED_BACKBONES = {
+    ("contrastiveseg", "r101"): ("resnet101s", 8),
+    **{(s, "r50"): ("resnet50c", 8) for s in ("mmseg", "sssegmentation")},
+    **{(s, "r101"): ("resnet101c", 8) for s in ("mmseg", "sssegmentation")},
+}
+TEST_SETS = {
+    "cityscapes": ("cityscapes_fine_sem_seg_val", 19),
+    "ade20k": ("ade20k_sem_seg_val", 150),
+    "cocostuff10k": ("coco_2017_test_stuff_10k_182_sem_seg", 182),
+    "lip": ("lip_sem_seg_val", 20),
+}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_names_of_published_configs_say_what_is_inside(path):
+    words = "|".join
+    name = re.compile(
+        f"({words(TEST_SETS)})_({words(DECODERS)})_({words(BACKBONES)})(?:_(ce|{METHOD}))?"
+    )
+    match = name.fullmatch(path.stem)
+    assert match, "<dataset>_<decoder>_<backbone>[_<method>]"
+    dataset, decoder, backbone, method = match.groups()
+    cfg, source = loaded(path), path.parent.name
+    model = cfg.MODEL
+    kind, stride = PUBLISHED_BACKBONES.get((source, backbone), (BACKBONES[backbone][1], None))
+    found = {
+        "output": cfg.OUTPUT_DIR,
+        "data": (*cfg.DATASETS.TEST, model.SEM_SEG_HEAD.NUM_CLASSES),
+        "decoder": model.SEM_SEG_HEAD.DECODER,
+        "backbone": model.TIMM.NAME,
+        "terms": list(model.SEM_SEG_HEAD.TERMS),
+        "memories": (model.PIXEL_CONTRAST.MEMORY.ENABLED, model.DATASET_MEMORY.ENABLED),
+    }
+    assert found == {
+        "output": f"output/published_{source}_{path.stem}",
+        "data": TEST_SETS[dataset],
+        "decoder": DECODERS[decoder],
+        "backbone": kind,
+        "terms": ["PixelContrast"] if "pixcontrast" in (method or "") else [],
+        "memories": (method == "pixcontrast_mem", method == "mcibi"),
+    }
+    assert stride in (None, model.TIMM.OUTPUT_STRIDE)
+
+
+def test_every_source_has_published_configs():
+    assert {path.parent.name for path in PUBLISHED} == set(SOURCES)
+
+
+def test_mcibis_windows_on_cityscapes_are_upright():
+    """1024 rows and 512 columns, a third apart."""
+    paths = [p for p in (*ZOO, *PUBLISHED) if "mcibi" in p.name and "cityscapes" in str(p).lower()]
+    paths = [p for p in paths if "_mcibi_pp" not in p.name]
+    assert len(paths) >= 8
+    for path in paths:
+        sliding = loaded(path).TEST.SLIDING
+        assert sliding.ENABLED
+        assert (tuple(sliding.SIZE), tuple(sliding.STRIDE)) == ((1024, 512), (341, 341)), path
+        average = "probabilities" if path in PUBLISHED else "logits"
+        assert average == sliding.AVERAGE, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in PUBLISHED if p.stem.startswith("lip_")],
+    ids=lambda path: path.stem,
+)
+def test_mcibis_images_of_lip_are_squeezed(path):
+    assert list(loaded(path).INPUT.FIXED_SIZE_TEST) == [473, 473]
 
 
 def test_the_promised_combinations_exist():
@@ -415,15 +508,24 @@ def test_mmsegmentations_numbers(width, dim):
     )
 
 
+def twin_of(path):
+    """The config of the same network and schedule without the methods."""
+    plain_word = "" if path.parent.name == "mmseg" else "_ce"
+    return path.with_name(re.sub(rf"_{METHOD}(?:_{METHOD})*(?=[_.])", plain_word, path.name))
+
+
 @pytest.mark.parametrize(
     "path",
-    [p for p in LEAVES if method_nodes(p.stem) and p.parent.name != "quick_schedules"],
+    # MCIBI's authors publish no network without a memory.
+    [
+        p
+        for p in LEAVES
+        if method_nodes(p.stem) and p.parent.name not in ("quick_schedules", "sssegmentation")
+    ],
     ids=lambda path: path.stem,
 )
 def test_a_methods_config_differs_from_its_twin_in_the_method_only(path):
-    method = dict(flat(loaded(path)))
-    twin_name = re.sub(rf"_{METHOD}(?:_{METHOD})*", "_ce", path.name)
-    twin = dict(flat(loaded(path.with_name(twin_name))))
+    method, twin = dict(flat(loaded(path))), dict(flat(loaded(twin_of(path))))
     differing = {k for k in method if method[k] != twin[k]}
     own = tuple(f"MODEL.{node}." for node in method_nodes(path.stem))
     # ContrastiveSeg's and Contextrast's recipes for Cityscapes only differ in the test scales.

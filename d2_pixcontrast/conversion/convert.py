@@ -73,7 +73,7 @@ def convert(cfg: CfgNode, source: Source, path: str, copy: str = "") -> Conversi
         state=mapping.state,
         mapped=len(checkpoint.state) - len(mapping.dropped),
         dropped=dict(Counter(mapping.dropped.values())),
-        notes=[*notes, *_complete(mapping.state, own, path)],
+        notes=[*notes, *_complete(mapping.state, own)],
     )
 
 
@@ -164,7 +164,7 @@ def _may_be_missing(name: str) -> bool:
     return name.startswith(TRAINING_ONLY) or name.endswith("num_batches_tracked")
 
 
-def _complete(state: dict, own: dict, path: str) -> list[str]:
+def _complete(state: dict, own: dict) -> list[str]:
     """Add what old files lack and no inference needs; says what only training would miss."""
     counters = [n for n in own if n not in state and n.endswith("num_batches_tracked")]
     state.update({n: own[n] for n in counters if not n.startswith(TRAINING_ONLY)})

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import torch
 
-from ..engine.weights_file import check_state, read_weights_file
+from ..engine.weights_file import RefusedFileError, check_state, read_weights_file
 
 # Where trainers put a network, in the order of preference.
 _PLACES = ("state_dict", "model", "model_state_dict", "net", "network", "weights")
 _COPIES = ("ema_state_dict", "state_dict_ema", "model_ema", "ema")
-_EMA_BUFFER = "ema_"  # mmcv 1.x: moving averages are buffers beside what they average
+# mmcv 1.x: moving averages are buffers beside what they average, and copy "ema" takes them.
+_EMA_BUFFER, _EMA = "ema_", "ema"
 _PARALLEL = "module."  # DataParallel and DistributedDataParallel
 
 
@@ -43,21 +44,23 @@ def read_foreign_checkpoint(path: str, copy: str = "") -> ForeignCheckpoint:
     notes: list[str] = []
     data = _read(path, notes)
     state = _network(data, path, copy, notes)
+    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        notes.append(f"left out entries that are no tensors: {', '.join(map(str, others))}")
+    state = {name: value for name, value in state.items() if name not in others}
     check_state(state, path)
-    state = {name: torch.as_tensor(value) for name, value in state.items()}
     if all(name.startswith(_PARALLEL) for name in state):
         notes.append(f"dropped the data-parallel prefix {_PARALLEL!r}")
         state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
-    state = _averages_of_buffers(state, copy, notes)
+    take_averages = copy == _EMA and state is not data.get(_EMA)
+    state = _averages_of_buffers(state, path, take_averages, notes)
     return ForeignCheckpoint(_in_float32(state, notes), _class_names(data), notes)
 
 
 def _read(path: str, notes: list[str]) -> dict:
     try:
-        return read_weights_file(path)
-    except ValueError as error:
-        if "refused" not in str(error):
-            raise
+        return read_weights_file(path, safe_only=True)
+    except RefusedFileError as error:
         # A sound file with objects beside the tensors, as mmengine's have: they are left out.
         ignored: set[str] = set()
         try:
@@ -80,10 +83,10 @@ def _network(data: dict, path: str, copy: str, notes: list[str]) -> dict:
     """The state dict among a checkpoint's entries."""
     found = {k: v for k, v in data.items() if isinstance(v, dict) and _has_tensors(v)}
     copies = [name for name in _COPIES if name in found]
-    if copy and copy != _EMA_BUFFER.rstrip("_"):
-        if copy not in found:
-            raise ValueError(f"{path} holds no network {copy!r}; it has {sorted(found) or 'none'}")
+    if copy in found:
         return found[copy]
+    if copy not in ("", _EMA):
+        raise ValueError(f"{path} holds no network {copy!r}; it has {sorted(found) or 'none'}")
     place = next((name for name in _PLACES if name in found), None)
     if place is not None:
         if copies:
@@ -102,24 +105,20 @@ def _network(data: dict, path: str, copy: str, notes: list[str]) -> dict:
 
 
 def _averages_of_buffers(
-    state: dict[str, torch.Tensor], copy: str, notes: list[str]
+    state: dict[str, torch.Tensor], path: str, take: bool, notes: list[str]
 ) -> dict[str, torch.Tensor]:
     """``state`` without mmcv's moving averages, or with them in place of what they average."""
-    averages = {
-        name: _EMA_BUFFER + name.replace(".", "_")
-        for name in state
-        if _EMA_BUFFER + name.replace(".", "_") in state
-    }
+    flat = {name: _EMA_BUFFER + name.replace(".", "_") for name in state}
+    averages = {name: buffer for name, buffer in flat.items() if buffer in state}
     if not averages:
+        if take:
+            raise ValueError(f"{path} holds no moving average of its tensors")
         return state
+    taken = averages if take else {}
+    say = "it is taken" if taken else f"--copy {_EMA} would take it"
+    notes.append(f"{len(averages)} tensors have a moving average; {say}")
     buffers = set(averages.values())
-    taken = copy == _EMA_BUFFER.rstrip("_")
-    notes.append(
-        f"{len(buffers)} tensors have a moving average; "
-        + ("it is taken" if taken else "--copy ema would take it")
-    )
-    source = averages if taken else {}
-    return {name: state[source.get(name, name)] for name in state if name not in buffers}
+    return {name: state[taken.get(name, name)] for name in state if name not in buffers}
 
 
 def _in_float32(state: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
@@ -168,7 +167,7 @@ def _inert_pickle(ignored: set[str]) -> types.SimpleNamespace:
         return Unpickler(file, **options).load()
 
     return types.SimpleNamespace(
-        Unpickler=Unpickler, load=load, UnpicklingError=pickle.UnpicklingError
+        __name__="pickle", Unpickler=Unpickler, load=load, UnpicklingError=pickle.UnpicklingError
     )
 
 

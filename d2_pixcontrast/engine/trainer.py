@@ -155,8 +155,6 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg) -> torch.nn.Module:
         """The model of the config; batch norm over all ranks where there are several GPUs."""
         model = build_model(cfg)
-        if cfg.MODEL.CHANNELS_LAST:
-            model = model.to(memory_format=torch.channels_last)
         if cfg.MODEL.SYNC_BN and comm.get_world_size() > 1 and cfg.MODEL.DEVICE.startswith("cuda"):
             # timm's function, since torch's would lose the activations in timm's norm layers.
             model = convert_sync_batchnorm(model)

@@ -27,27 +27,32 @@ _LEGACY_NUMBER = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 _GLOBAL_IN_MESSAGE = re.compile(r"(?:GLOBAL|[Uu]nsupported class) ([\w.]+\w)")
 
 
-def read_weights_file(path: str, map_location: str = "cpu") -> dict:
+class RefusedFileError(ValueError):
+    """A sound file that would run code, or could, if it was read whole."""
+
+
+def read_weights_file(path: str, map_location: str = "cpu", *, safe_only: bool = False) -> dict:
     """The content of a checkpoint: tensors, arrays and plain values.
 
     Args:
         path: a ``.safetensors`` file, a ``.pkl`` of detectron2's or Caffe2's zoo, else a file of
             ``torch.save``.
         map_location: torch device for the tensors; "meta" for their names and shapes alone.
+        safe_only: refuse a file that would run code, whatever the environment allows.
 
     Returns:
         the file's dict; the tensors of a ``.safetensors`` file as its "model".
 
     Raises:
-        ValueError: the file is damaged, no dict, or would run code while it is loaded; one line
-            that names it.
+        RefusedFileError: it would run code while it is loaded.
+        ValueError: it is damaged, or no dict; one line that names it, as all of these.
     """
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty")
     try:
         data = _read_safely(path, map_location)
     except Exception as error:  # a damaged file can fail in any way
-        data = _read_if_trusted(path, map_location, error)
+        data = _read_if_trusted(path, map_location, error, safe_only)
     if not isinstance(data, dict):
         raise ValueError(f"{path} is not the weights of a model: it holds a {type(data).__name__}")
     return data
@@ -116,13 +121,13 @@ def _read_safely(path: str, map_location: str):
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
-def _read_if_trusted(path: str, map_location: str, error: Exception):
+def _read_if_trusted(path: str, map_location: str, error: Exception, safe_only: bool):
     """What to do after the safe reader has failed with ``error``."""
     refusal = _refusal(path, error)
     if refusal is None:
         raise _unreadable(path, error) from error
-    if os.environ.get(ALLOW_PICKLE_VARIABLE) != "1":
-        raise ValueError(
+    if safe_only or os.environ.get(ALLOW_PICKLE_VARIABLE) != "1":
+        raise RefusedFileError(
             f"{path} is refused: {refusal}. If you trust its author with your account, put "
             f"{ALLOW_PICKLE_VARIABLE}=1 before the command"
         ) from error

@@ -58,9 +58,11 @@ class InferenceGraph(nn.Module):
 def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
     """The graph as torch.export sees it, for images of any height and width.
 
-    Both have to be above the network's size divisibility (32 pixels at most, as a rule).
+    Both have to be above what images are padded to a multiple of, and above the network's largest
+    stride (32 pixels at most, as a rule).
     """
-    smallest = graph.divisor + 1
+    strides = [shape.stride for shape in graph.backbone.output_shape().values()]
+    smallest = max(graph.divisor, *strides) + 1
     sizes = {
         2: torch.export.Dim("height", min=smallest),
         3: torch.export.Dim("width", min=smallest),

@@ -2,6 +2,7 @@
 
 import traceback
 
+import torch
 from detectron2 import modeling
 from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
@@ -27,7 +28,7 @@ def build_model(cfg) -> nn.Module:
     """
     _check_names(cfg.MODEL)
     try:
-        return modeling.build_model(cfg)
+        model = modeling.build_model(cfg)
     except (AssertionError, KeyError) as error:  # with which detectron2's parts check a config
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = error if isinstance(error, AssertionError) and error.args else repr(error)
@@ -35,6 +36,9 @@ def build_model(cfg) -> nn.Module:
             f"the model of this config cannot be built: {text} (where {place.name} of "
             f"{place.filename} has: {place.line})"
         ) from error
+    if cfg.MODEL.CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)
+    return model
 
 
 def _check_names(model) -> None:

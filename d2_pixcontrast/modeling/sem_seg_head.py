@@ -160,6 +160,10 @@ class PixelContrastSemSegHead(HeadWithTerms):
         if self.aggregation is not None and self.aggregation.second_pass:
             logits = self.predictor(self.aggregation.again(aggregated, logits))
         if not self.upsample_logits:
+            if len(logits) > 1:  # whose sizes may differ, and the smaller ones' padding would stay
+                raise ValueError(
+                    "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS False takes one image at a time"
+                )
             return logits, {}
         # Images that are not padded are no multiple of the stride; their backbone says their size.
         size = getattr(features, "image_size", None)

@@ -69,6 +69,7 @@ def test_metadata(name):
         ("pascal_context_59_sem_seg_val", 59, {}),
         ("pascal_context_60_sem_seg_val", 60, {}),
         ("coco_2017_test_stuff_10k_sem_seg", 171, {}),
+        ("coco_2017_test_stuff_10k_182_sem_seg", 182, {}),
         ("coco_2017_val_stuff_164k_sem_seg", 171, {}),
         ("coco_2017_val_panoptic_stuffonly", 54, {}),
     ],
@@ -121,6 +122,9 @@ def test_cityscapes_train_ids():
 @pytest.mark.parametrize("dataset", table.DATASETS, ids=lambda dataset: dataset.name)
 def test_loading_from_a_tree_as_described(dataset, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    names, others = ("b", "a"), ()
+    if dataset.name == "camvid_sem_seg_trainheld":  # the last fifth of each drive
+        names, others = ("x_9", "w_9"), [f"{drive}_{i}" for drive in "wx" for i in range(5, 9)]
     # The message says which folders are expected: those that are read.
     with pytest.raises(DataError) as error:
         DatasetCatalog.get(dataset.name)
@@ -130,13 +134,14 @@ def test_loading_from_a_tree_as_described(dataset, tmp_path, monkeypatch):
     ):
         assert f"{folder}/*{suffix}" in str(error.value)
         (tmp_path / folder).mkdir(parents=True)
-        for name in ("b", "a"):
+        for name in (*names, *others):
             Image.new("L", (4, 3)).save(tmp_path / folder / f"{name}{suffix}")
     if dataset.split_file:
         (tmp_path / dataset.split_file).parent.mkdir(parents=True)
         (tmp_path / dataset.split_file).write_text("b\na\n")
         assert os.path.relpath(dataset.split_file, "VOCdevkit/VOC2012") in dataset.origin
-    assert [record["image_id"] for record in DatasetCatalog.get(dataset.name)] == ["a", "b"]
+    records = DatasetCatalog.get(dataset.name)
+    assert [record["image_id"] for record in records] == sorted(names)
     check_datasets(
         _config(
             [dataset.name],
@@ -343,6 +348,9 @@ def test_real_camvid():
     check_datasets(_config(["camvid_sem_seg_train"], ["camvid_sem_seg_val"]))
     dicts = DatasetCatalog.get("camvid_sem_seg_train")
     assert len(dicts) == 367 and len(DatasetCatalog.get("camvid_sem_seg_val")) == 101
+    fit, held = (DatasetCatalog.get(f"camvid_sem_seg_train{part}") for part in ("fit", "held"))
+    assert (len(fit), len(held)) == (294, 73)
+    assert sorted([*fit, *held], key=lambda record: record["file_name"]) == dicts
     counts = sum(
         np.bincount(read_label(record["sem_seg_file_name"]).ravel(), minlength=12)
         for record in dicts[::10]

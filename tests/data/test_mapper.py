@@ -80,6 +80,28 @@ def test_the_original_is_kept_for_other_scales(cfg, sample):
         cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 20])
 
 
+@pytest.mark.parametrize("size", [(24, 24), (50, 33), (40, 60)])
+def test_test_images_of_one_size(cfg, sample, size):
+    """Whatever MIN_SIZE_TEST says; image and label file keep theirs."""
+    cfg.INPUT.FIXED_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST = list(size), 20
+    out = SemSegMapper(cfg, is_train=False)(sample)
+    assert out["image"].shape == (3, *size) and out["image"].dtype == torch.uint8
+    assert (out["height"], out["width"]) == (40, 60) and out["label"].shape == (40, 60)
+    original = np.asarray(Image.open(sample["file_name"]))
+    mean = out["image"].float().mean(dim=(1, 2)).numpy()
+    np.testing.assert_allclose(mean, original.mean(axis=(0, 1)), atol=3)  # all of it, squeezed
+    if size == (40, 60):
+        np.testing.assert_array_equal(out["image"].permute(1, 2, 0).numpy(), original)
+    assert SemSegMapper(cfg, is_train=True)(sample)["image"].shape == (3, 32, 48)
+
+
+def test_test_images_of_one_size_keep_the_original_for_other_scales(cfg, sample):
+    cfg.INPUT.FIXED_SIZE_TEST, cfg.TEST.AUG.ENABLED = [24, 30], True
+    out = SemSegMapper(cfg, is_train=False)(sample)
+    original = np.asarray(Image.open(sample["file_name"]))
+    np.testing.assert_array_equal(out["original_image"].permute(1, 2, 0).numpy(), original)
+
+
 def test_test_sample_without_label(cfg, sample):
     del sample["sem_seg_file_name"]
     assert "label" not in SemSegMapper(cfg, is_train=False)(sample)

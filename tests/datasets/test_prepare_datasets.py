@@ -151,9 +151,10 @@ def test_coco_stuff_10k(tmp_path, monkeypatch, capsys):
     (folder / "imageLists" / "train.txt").write_text("a\n")
     (folder / "imageLists" / "test.txt").write_text("b\n")
     run("coco_stuff10k", tmp_path)
-    assert "4 files written, 0 skipped (up to date), 1 ignored" in capsys.readouterr().out
+    # Two label files for each image, and a link to it.
+    assert "6 files written, 0 skipped (up to date), 1 ignored" in capsys.readouterr().out
     run("coco_stuff10k", tmp_path)
-    assert "0 files written, 4 skipped (up to date), 1 ignored" in capsys.readouterr().out
+    assert "0 files written, 6 skipped (up to date), 1 ignored" in capsys.readouterr().out
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for split, name in (("train", "a"), ("test", "b")):
         (record,) = DatasetCatalog.get(f"coco_2017_{split}_stuff_10k_sem_seg")
@@ -161,6 +162,28 @@ def test_coco_stuff_10k(tmp_path, monkeypatch, capsys):
         out = read_label(record["sem_seg_file_name"])[0].tolist()
         assert out[0] == 255 and out[1] == 0 and out[182] == 170 and out[12] == 255
         assert [label for label in out if label != 255] == list(range(171))
+        (listed,) = DatasetCatalog.get(f"coco_2017_{split}_stuff_10k_182_sem_seg")
+        assert listed["file_name"] == record["file_name"]
+        assert read_label(listed["sem_seg_file_name"])[0].tolist() == [255, *range(182)]
+
+
+def test_the_two_numberings_of_coco_stuff_10k_mean_the_same_classes(tmp_path, monkeypatch):
+    folder = tmp_path / "coco" / "coco_stuff_10k"
+    save(folder / "images" / "a.jpg", np.zeros((1, 183, 3)))
+    save_mat(folder / "annotations" / "a.mat", S=np.array([range(183)], np.uint8))
+    (folder / "imageLists").mkdir()
+    for split in ("train", "test"):
+        (folder / "imageLists" / f"{split}.txt").write_text("a\n")
+    run("coco_stuff10k", tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    names = []
+    for name in ("coco_2017_train_stuff_10k_sem_seg", "coco_2017_train_stuff_10k_182_sem_seg"):
+        (record,) = DatasetCatalog.get(name)
+        classes = [*MetadataCatalog.get(name).stuff_classes, *["void"] * 256]
+        names.append([classes[i] for i in read_label(record["sem_seg_file_name"])[0]])
+    gaps = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91]  # by the annotation's numbers
+    differing = [i for i, pair in enumerate(zip(*names)) if pair[0] != pair[1]]
+    assert differing == gaps and all(names[0][i] == "void" for i in gaps)
 
 
 @pytest.mark.parametrize("count", [59, 60])

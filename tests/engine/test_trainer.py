@@ -24,6 +24,24 @@ def test_batch_norm_is_synchronised_on_several_gpus(small_cfg, monkeypatch, sync
     torch.testing.assert_close(model.backbone(image)["res5"], before)
 
 
+def test_channels_last_is_the_same_network(small_cfg):
+    images = [{"image": torch.rand(3, 61, 77) * 255, "height": 61, "width": 77}]
+    outputs = []
+    for channels_last in (False, True):
+        small_cfg.MODEL.CHANNELS_LAST = channels_last
+        torch.manual_seed(0)
+        model = Trainer.build_model(small_cfg).eval()
+        weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+        spatial = [w for w in weights if w.shape[2] > 1]  # of 1x1 both layouts are the same
+        assert spatial and all(w.is_contiguous() != channels_last for w in spatial)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        assert all(w.is_contiguous(memory_format=layout) for w in weights)
+        with torch.no_grad():
+            outputs.append(model(images)[0]["sem_seg"])
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    assert outputs[0].std() > 1e-4
+
+
 def test_detectron2s_deeplab_resnet(small_cfg):
     small_cfg.merge_from_list(
         [

@@ -80,6 +80,43 @@ def test_the_graph_takes_raw_images_of_any_size(decoder):
         assert_equal_logits(model, graph)
 
 
+UNPADDED = {
+    "plain": ("DeepLabV3Decoder", {}),
+    "logits of their own size": (
+        "DeepLabV3Decoder",
+        {"MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS": False},
+    ),
+    "aligned corners": (
+        "FCNDecoder",
+        {
+            "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": True,
+            "MODEL.TIMM.HRNET_FUSION": "bilinear_aligned",
+        },
+    ),
+    "bilinear fusion": ("FCNDecoder", {"MODEL.TIMM.HRNET_FUSION": "bilinear"}),
+}
+
+
+def unpadded(kind):
+    decoder, options = UNPADDED[kind]
+    return network(network_cfg(decoder, **{"MODEL.TIMM.SIZE_DIVISIBILITY": 1, **options}))
+
+
+@pytest.mark.parametrize("kind", UNPADDED)
+def test_the_graph_of_images_that_are_not_padded(kind):
+    model = unpadded(kind)
+    with torch.no_grad():
+        assert_equal_logits(model, InferenceGraph(model).eval())
+
+
+@pytest.mark.parametrize("kind", ["logits of their own size", "bilinear fusion"])
+def test_the_traced_graph_of_images_that_are_not_padded(kind):
+    model = unpadded(kind)
+    program = trace(InferenceGraph(model))
+    with torch.no_grad():
+        assert_equal_logits(model, program.module())
+
+
 def test_images_are_rgb_even_for_models_that_read_bgr():
     cfg = network_cfg("DeepLabV3Decoder", **{"INPUT.FORMAT": "BGR"})
     model, image = network(cfg), random_image((40, 50))

@@ -195,14 +195,17 @@ def test_stage1_learns_from_the_final_classifier_and_the_memory_does_not():
     assert not module.memory.entries.requires_grad
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @torch.no_grad()
-def test_joined_features():
+def test_joined_features(align_corners):
     inputs = features()
-    joined = torch.cat([inputs["res2"], resized(inputs["res5"], grid(4))], 1)
-    module = JoinedFeatures(SHAPES, stride=1, norm="BN")
+    deep = F.interpolate(inputs["res5"], grid(4), mode="bilinear", align_corners=align_corners)
+    joined = torch.cat([inputs["res2"], deep], 1)
+    options = {"norm": "BN", "align_corners": align_corners}
+    module = JoinedFeatures(SHAPES, stride=1, **options)
     assert list(module.parameters()) == [] and module.shape == ShapeSpec(channels=10, stride=4)
     torch.testing.assert_close(module(inputs), {"joined": joined})
-    halved = JoinedFeatures(SHAPES, stride=2, norm="BN").double().eval()
+    halved = JoinedFeatures(SHAPES, stride=2, **options).double().eval()
     assert halved.shape == ShapeSpec(channels=10, stride=8)
     assert tuple(halved.conv.weight.shape) == (10, 10, 3, 3)
     expected = F.conv2d(joined, halved.conv.weight, stride=2, padding=1)

@@ -193,6 +193,58 @@ def test_windows_by_counting_pixels(image_size, size, stride):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    "image_size, size, stride",
+    [((11, 17), (5, 7), (3, 4)), ((12, 14), (4, 7), (4, 7)), ((4, 15), (6, 6), (2, 5))],
+)
+def test_the_mean_of_probabilities_by_counting_pixels(image_size, size, stride):
+    class Calm(Place):  # else a softmax is 0 or 1
+        def forward(self, batched_inputs):
+            return [{"sem_seg": super().forward(batched_inputs)[0]["sem_seg"] / 80}]
+
+    image, (height, width) = picture(*image_size), image_size
+    options = {"size": size, "stride": stride, "pad_value": MEAN}
+    window = SlidingWindow(Calm(), average="probabilities", **options)
+    found = window([{"image": image}])[0]["sem_seg"].softmax(dim=0)
+
+    padded = torch.tensor(MEAN).view(3, 1, 1).repeat(1, max(height, size[0]), max(width, size[1]))
+    padded[:, :height, :width] = image
+    tall, wide = padded.shape[1:]
+    total, count = torch.zeros(2, tall, wide), torch.zeros(tall, wide)
+    for top in sorted({min(top, tall - size[0]) for top in range(0, tall, stride[0])}):
+        for left in sorted({min(left, wide - size[1]) for left in range(0, wide, stride[1])}):
+            place = slice(top, top + size[0]), slice(left, left + size[1])
+            inputs = {"image": padded[:, *place], "height": size[0], "width": size[1]}
+            scores = Calm()([inputs])[0]["sem_seg"].exp()
+            total[:, *place] += scores / scores.sum(dim=0)
+            count[place] += 1
+    expected = (total / count)[:, :height, :width]
+    torch.testing.assert_close(found, expected)
+    if stride != size:
+        logits = SlidingWindow(Calm(), **options)([{"image": image}])[0]["sem_seg"]
+        assert (logits.softmax(dim=0) - expected).abs().max() > 1e-3
+
+
+def test_classes_without_any_probability_are_no_infinity():
+    class Sure(Place):
+        def forward(self, batched_inputs):
+            (inputs,) = batched_inputs
+            yes = torch.full((inputs["height"], inputs["width"]), 1000.0)
+            return [{"sem_seg": torch.stack([yes, -yes])}]
+
+    window = SlidingWindow(
+        Sure(), size=(4, 4), stride=(2, 2), pad_value=MEAN, average="probabilities"
+    )
+    found = window([{"image": picture(6, 6)}])[0]["sem_seg"]
+    assert torch.isfinite(found).all() and (found.argmax(dim=0) == 0).all()
+
+
+def test_an_unknown_average_is_refused():
+    options = {"size": (6, 8), "stride": (6, 8), "pad_value": MEAN}
+    with pytest.raises(ValueError, match=r"AVERAGE is 'votes'; known are \['logits', 'probab"):
+        SlidingWindow(Pointwise(), average="votes", **options)
+
+
 def test_padding_is_the_mean_colour_below_and_to_the_right():
     model, image = Pointwise(), picture(3, 5)
     SlidingWindow(model, size=(6, 4), stride=(3, 2), pad_value=MEAN)([{"image": image}])
@@ -286,7 +338,9 @@ def test_the_configs_keys(small_cfg):
         ["TEST.SLIDING.ENABLED", True, "TEST.SLIDING.SIZE", (30, 40), "TEST.SLIDING.STRIDE", (9, 8)]
     )
     windows = with_sliding_window(small_cfg, model)
-    assert (windows.size, windows.stride) == ((30, 40), (9, 8))
+    assert (windows.size, windows.stride, windows.average) == ((30, 40), (9, 8), "logits")
+    small_cfg.TEST.SLIDING.AVERAGE = "probabilities"
+    assert with_sliding_window(small_cfg, model).average == "probabilities"
     assert windows.pad_value.flatten().tolist() == pytest.approx(small_cfg.MODEL.PIXEL_MEAN)
     small_cfg.merge_from_list(["TEST.AUG.SCALES", [0.5, 1], "TEST.AUG.FLIP", False])
     augmented = with_test_time_augmentation(small_cfg, windows, "shapes_sem_seg_val")

@@ -5,12 +5,13 @@ from torch.nn import functional as F
 from d2_pixcontrast.modeling.losses import SegmentationLoss
 
 
-def make(loss_type="cross_entropy", class_weights=(), num_classes=4, ignore_value=255):
+def make(loss_type="cross_entropy", class_weights=(), num_classes=4, ignore_value=255, **options):
     return SegmentationLoss(
         ignore_value=ignore_value,
         loss_type=loss_type,
         class_weights=list(class_weights),
         num_classes=num_classes,
+        **options,
     )
 
 
@@ -20,16 +21,20 @@ def batch():
     return torch.randn(2, 4, 3, 4, requires_grad=True), labels
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("weights", [(), (0.5, 1.0, 2.0, 3.0)])
-def test_is_torchs_cross_entropy_at_label_resolution(weights):
+def test_is_torchs_cross_entropy_at_label_resolution(weights, align_corners):
     logits, labels = batch()
     expected = F.cross_entropy(
-        F.interpolate(logits, (12, 16), mode="bilinear", align_corners=False),
+        F.interpolate(logits, (12, 16), mode="bilinear", align_corners=align_corners),
         labels,
         torch.tensor(weights) if weights else None,
         ignore_index=255,
     )
-    torch.testing.assert_close(make(class_weights=weights)(logits, labels), expected)
+    loss = make(class_weights=weights, align_corners=align_corners)
+    torch.testing.assert_close(loss(logits, labels), expected)
+    other = make(class_weights=weights, align_corners=not align_corners)
+    assert (other(logits, labels) - expected).abs() > 1e-4
 
 
 def test_hard_pixel_mining_takes_the_hardest_fifth():

@@ -1,8 +1,11 @@
 """The contract of terms, and PixelContrast as a whole against its parts."""
 
+import dataclasses
+
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import (
     nearest_resize,
@@ -180,3 +183,14 @@ def test_predictions_and_labels_on_another_grid():
     assert torch.equal(inputs.labels_at((48, 64)), inputs.labels)
     assert torch.equal(inputs.labels_at((3, 4)), inputs.labels[:, ::16, ::16])
     assert inputs.labels_at((3, 4)) is inputs.labels_at((3, 4))  # computed once
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_features_are_joined_with_the_heads_corners(align_corners):
+    inputs = dataclasses.replace(term_inputs(), align_corners=align_corners)
+    names = ["res2", "res5"]
+    shallow, deep = (inputs.features[name] for name in names)
+    deep = F.interpolate(deep, shallow.shape[-2:], mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(inputs.concatenated(names), torch.cat([shallow, deep], 1))
+    assert inputs.concatenated(["res5"]) is inputs.features["res5"]
+    assert not term_inputs().align_corners

@@ -5,13 +5,19 @@ import json
 import random
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CONFIGS, INSTANT_TEST, ROOT
 from scipy import stats
 
+from d2_pixcontrast.engine import load_cfg
+
 TOOLS = ROOT / "tools"
+SHAPES = str(INSTANT_TEST.relative_to(CONFIGS))
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +35,12 @@ def tool():
 
 
 def grid_file(tmp_path, **changes):
-    shapes = str(INSTANT_TEST.relative_to(CONFIGS))
     node = {
-        "METHODS": {"ce": shapes, "ours": shapes, "other": shapes},
+        "METHODS": {
+            "ce": SHAPES,
+            "ours": {"CONFIG": SHAPES, "OPTS": ["SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.01]},
+            "other": SHAPES,
+        },
         "SEEDS": [3, 4, 5],
         "BASELINE": "ce",
         "OPTS": ["SOLVER.MAX_ITER", 2],
@@ -54,7 +63,23 @@ def keep(tool, grid, values):
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=str)
 def test_the_grids_name_configs_that_exist(tool, path):
     grid = tool.Grid.load(path)
-    assert len(grid.seeds) >= 5 and grid.results.name == path.stem
+    assert grid.results.name == path.stem
+    if not path.stem.endswith("_tuning"):
+        assert len(grid.seeds) >= 5
+        return
+    # Hyper-parameters may be chosen with fewer seeds, but not on the images that are reported.
+    assert grid.seeds
+    for method in grid.methods.values():
+        datasets = load_cfg(str(method.config), [*grid.opts, *method.opts]).DATASETS
+        assert all(name.endswith("_trainfit") for name in datasets.TRAIN)
+        assert all(name.endswith("_trainheld") for name in datasets.TEST)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").glob("*.yaml")), ids=str)
+def test_the_grids_options_are_those_of_their_configs(tool, path):
+    grid = tool.Grid.load(path)
+    for method in grid.methods.values():
+        load_cfg(str(method.config), [*grid.opts, *method.opts])
 
 
 @pytest.mark.parametrize(
@@ -63,6 +88,10 @@ def test_the_grids_name_configs_that_exist(tool, path):
         ({"METHODS": {"ce": "no_such.yaml"}}, "no_such.yaml"),
         ({"BASELINE": "nobody"}, "nobody"),
         ({"EXTRA": 1}, "EXTRA"),
+        ({"METHODS": {"ce": {"CONFIG": SHAPES}}}, "CONFIG and OPTS are needed"),
+        ({"METHODS": {"ce": {"CONFIG": SHAPES, "OPTS": [], "SEED": 1}}}, "CONFIG and OPTS"),
+        ({"METHODS": {"ce": ["a", "b"]}}, "CONFIG and OPTS are needed"),
+        ({"METHODS": {"ce": {"CONFIG": "no_such.yaml", "OPTS": []}}}, "no_such.yaml"),
     ],
 )
 def test_a_wrong_grid_is_refused(tool, tmp_path, changes, message):
@@ -73,12 +102,14 @@ def test_a_wrong_grid_is_refused(tool, tmp_path, changes, message):
 def test_a_run_is_trained_and_kept_and_not_repeated(tool, tmp_path):
     path = grid_file(tmp_path, SEEDS=[7])
     command = [sys.executable, str(TOOLS / "run_experiments.py"), str(path), "--methods", "ours"]
+    command += ["--jobs", "2"]
     options = ["--opts", "DATALOADER.NUM_WORKERS", "0", "TEST.EXPECTED_RESULTS", "[]"]
     first = subprocess.run([*command, *options], capture_output=True, text=True)
     assert "ours, seed 7:" in first.stdout and "nothing is left" in first.stdout, first.stderr
     run = json.loads((tmp_path / "results" / "runs" / "ours_7.json").read_text())
-    assert run["iterations"] == 2 and run["results"]["mIoU"] == run["miou"] == run["curve"]["2"]
-    assert run["versions"]["torch"] and "SOLVER.MAX_ITER" in run["opts"]
+    # The method's options come after those of all.
+    assert run["iterations"] == 3 and run["results"]["mIoU"] == run["miou"] == run["curve"]["3"]
+    assert run["versions"]["torch"] and run["opts"].index("2") < run["opts"].index("3")
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.stdout == "1 of 1 runs are there\nnothing is left\n", again.stderr
 
@@ -93,6 +124,78 @@ def test_a_failed_run_names_its_log_and_keeps_nothing(tool, tmp_path):
 def test_seeds_come_one_after_the_other(tool, tmp_path):
     grid = tool.Grid.load(grid_file(tmp_path))
     assert grid.runs(["ce", "ours"], [0, 1]) == [("ce", 0), ("ours", 0), ("ce", 1), ("ours", 1)]
+
+
+class FakeRuns:
+    """In place of processes: notes what is started, and how many are under way at once."""
+
+    def __init__(self, tool, monkeypatch, together=1, failing=()):
+        self.tool, self.failing, self.started, self.environments = tool, failing, [], []
+        self.barrier = threading.Barrier(together)
+        monkeypatch.setattr(tool.subprocess, "run", self)
+        monkeypatch.setattr(tool, "versions", dict)
+
+    def __call__(self, command, env=None, **_):
+        folder = Path(command[command.index("OUTPUT_DIR") + 1])
+        self.started.append(folder.name)
+        self.environments.append(env)
+        self.barrier.wait(timeout=20)  # breaks where fewer than these run at once
+        time.sleep(0.2 if self.failing else 0)  # as long as it takes to hear of a failure
+        line = {"iteration": 2, "sem_seg/mIoU": 50.0, "time": 0.1}
+        (folder / "metrics.json").write_text(json.dumps(line))
+        return subprocess.CompletedProcess(command, int(folder.name in self.failing))
+
+
+def test_jobs_run_side_by_side_and_share_the_cores(tool, tmp_path, monkeypatch):
+    grid = tool.Grid.load(grid_file(tmp_path, SEEDS=[3, 4]))
+    tool.write_json(grid.kept("ce", 3), {"miou": 1.0})
+    tool.write_json(grid.kept("other", 4), {"miou": 1.0})
+    fake = FakeRuns(tool, monkeypatch, together=2)
+    runs = grid.runs(list(grid.methods), grid.seeds)
+    tool.train_all(grid, runs, jobs=2, num_gpus=1, opts=[])
+    assert sorted(fake.started) == ["ce_4", "other_3", "ours_3", "ours_4"]
+    assert all(grid.kept(*run).exists() for run in runs)
+    assert json.loads(grid.kept("ce", 3).read_text()) == {"miou": 1.0}  # was not trained again
+    assert all(tool.SHARED_CPU.items() <= env.items() for env in fake.environments)
+
+
+def test_a_run_alone_has_the_cores_for_itself(tool, tmp_path, monkeypatch):
+    for variable in tool.SHARED_CPU:
+        monkeypatch.delenv(variable, raising=False)
+    grid = tool.Grid.load(grid_file(tmp_path))
+    fake = FakeRuns(tool, monkeypatch)
+    tool.train_all(grid, [("ce", 3), ("ours", 3)], jobs=1, num_gpus=1, opts=[])
+    assert fake.started == ["ce_3", "ours_3"]
+    assert not [env for env in fake.environments if tool.SHARED_CPU.keys() & env.keys()]
+
+
+def test_after_a_failure_nothing_more_is_begun(tool, tmp_path, monkeypatch):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    fake = FakeRuns(tool, monkeypatch, failing=["ours_3"])
+    runs = grid.runs(["ce", "ours", "other"], grid.seeds)
+    with pytest.raises(RuntimeError, match=r"ours, seed 3 ended with 1; see .*console\.log"):
+        tool.train_all(grid, runs, jobs=1, num_gpus=1, opts=[])
+    assert grid.kept("ce", 3).exists() and not grid.kept("ours", 3).exists()
+    assert fake.started in (["ce_3", "ours_3"], ["ce_3", "ours_3", "other_3"])
+
+
+def test_a_methods_config_file_is_the_config_with_its_options(tool, tmp_path):
+    options = {
+        "SOLVER.BASE_LR": "1e-3",
+        "SOLVER.MAX_ITER": "7",
+        "MODEL.CHANNELS_LAST": "True",
+        "MODEL.WEIGHTS": "timm://mobilenetv2_035",
+        "MODEL.SEM_SEG_HEAD.ASPP_POOL_NORM": "True",
+        "MODEL.PIXEL_CONTRAST.IN_FEATURES": "['res2', 'decoder']",
+        "DATASETS.TRAIN": "('shapes_sem_seg_val',)",
+    }
+    pairs = [part for pair in options.items() for part in pair]
+    path = tool.write_config(tool.Method(INSTANT_TEST, pairs), tmp_path / "method.yaml")
+    found, plain = load_cfg(str(path)), load_cfg(str(INSTANT_TEST))
+    assert found == load_cfg(str(INSTANT_TEST), pairs) != plain
+    assert found.SOLVER.BASE_LR == 0.001 and tuple(found.DATASETS.TRAIN) == ("shapes_sem_seg_val",)
+    empty = tool.write_config(tool.Method(INSTANT_TEST, []), tmp_path / "plain.yaml")
+    assert load_cfg(str(empty)) == plain
 
 
 def test_the_report_compares_by_seed(tool, tmp_path):

@@ -67,6 +67,7 @@ def build_aggregation(
         fusion=node.CONTEXT_FUSION,
         context_head=with_context and node.CONTEXT_LOSS_WEIGHT > 0,
         hard_read=node.READ == "hard",
+        align_corners=head.ALIGN_CORNERS,
         second_pass=tuple(node.SECOND_PASS),
     )
     training = TrainingOptions(
@@ -127,6 +128,7 @@ def _build_pixels(cfg, input_shape: dict[str, ShapeSpec]) -> PixelRepresentation
         {name: input_shape[name] for name in names},
         channels=node.CHANNELS,
         norm=cfg.MODEL.SEM_SEG_HEAD.NORM,
+        align_corners=cfg.MODEL.SEM_SEG_HEAD.ALIGN_CORNERS,
     )
 
 

@@ -150,7 +150,7 @@ class DatasetMemoryAggregation(nn.Module):
             pixel_logits = self.stage1(pixels)
         read_logits = pixel_logits if context_logits is None else context_logits
         if context_logits is not None and self._grids_differ:
-            read_logits = _resized(read_logits, pixels.shape[-2:])
+            read_logits = self._resized(read_logits, pixels.shape[-2:])
         return AggregationOutput(
             self._aggregate(pixels, context, read_logits),
             pixels,
@@ -171,7 +171,7 @@ class DatasetMemoryAggregation(nn.Module):
             (B, D, h, w), read by the final classifier.
         """
         own, first = self.network.second_pass
-        mixed = own * output.read_logits + first * _resized(logits, output.pixels.shape[-2:])
+        mixed = own * output.read_logits + first * self._resized(logits, output.pixels.shape[-2:])
         return self._aggregate(output.pixels, output.context, mixed)
 
     def _aggregate(self, pixels, context, read_logits) -> torch.Tensor:
@@ -194,15 +194,19 @@ class DatasetMemoryAggregation(nn.Module):
     def _fuse_context(self, pixels, fused, context) -> torch.Tensor:
         """o and the context within the image, on the finer of their grids."""
         if self._context_is_finer:
-            fused = _resized(fused, context.shape[-2:])
+            fused = self._resized(fused, context.shape[-2:])
         if self.context_attention is not None:
             if self._context_is_finer:
-                pixels = _resized(pixels, context.shape[-2:])
+                pixels = self._resized(pixels, context.shape[-2:])
             gathered = self.context_attention(pixels, context)
             return self.context_fuse(torch.cat([gathered, fused], dim=1))
         if self._grids_differ and not self._context_is_finer:
-            context = _resized(context, fused.shape[-2:])
+            context = self._resized(context, fused.shape[-2:])
         return torch.cat([fused, context], dim=1)
+
+    def _resized(self, features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        aligned = self.network.align_corners
+        return F.interpolate(features, size, mode="bilinear", align_corners=aligned)
 
     def losses(
         self,
@@ -274,7 +278,3 @@ class DatasetMemoryAggregation(nn.Module):
             "memory/fill_ratio": entries.mask.float().mean(),
             "memory/norm": norms.sum() / entries.mask.sum().clamp(min=1),
         }
-
-
-def _resized(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return F.interpolate(features, size, mode="bilinear", align_corners=False)

@@ -22,6 +22,7 @@ class NetworkOptions:
         fusion: of the context within the image, "attention" or "concat".
         context_head: classify the context as well, and read the memory with that.
         hard_read: read the likeliest class alone.
+        align_corners: where maps are brought to one grid.
         second_pass: (), or the weights of the reading logits and of the first pass' final logits.
     """
 
@@ -32,6 +33,7 @@ class NetworkOptions:
     fusion: str = "attention"
     context_head: bool = False
     hard_read: bool = False
+    align_corners: bool = False
     second_pass: tuple[float, ...] = ()
 
     def check(self, *, with_context: bool, decoder_channels: int) -> None:

@@ -64,22 +64,31 @@ class JoinedFeatures(nn.Module):
 class PixelRepresentations(nn.Module):
     """f of MCIBI: a 3x3 convolution with norm and ReLU on the named encoder features."""
 
-    def __init__(self, input_shape: dict[str, ShapeSpec], *, channels: int, norm: str):
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        channels: int,
+        norm: str,
+        align_corners: bool = False,
+    ):
         """
         Args:
             input_shape: of the features; several are concatenated on the finest grid.
             channels: D, of the result.
             norm: name of the norm layer.
+            align_corners: of the interpolation.
         """
         super().__init__()
         self.names = finest_first(input_shape)
+        self.align_corners = align_corners
         self.stride = input_shape[self.names[0]].stride
         total = sum(shape.channels for shape in input_shape.values())
         self.conv = conv_norm_relu(total, channels, 3, norm)
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """{name: (B, C, h, w)} to (B, D, h', w')."""
-        return self.conv(on_finest_grid(features, self.names))
+        return self.conv(on_finest_grid(features, self.names, self.align_corners))
 
 
 def finest_first(input_shape: dict[str, ShapeSpec]) -> list[str]:

@@ -22,8 +22,7 @@ def _nearest(x: torch.Tensor, size: torch.Size, factor: int) -> torch.Tensor:
 def _bilinear(x: torch.Tensor, size: torch.Size, factor: int) -> torch.Tensor:
     scaled = [side * factor for side in x.shape[-2:]]
     x = F.interpolate(x, scaled, mode="bilinear", align_corners=False)
-    if list(size) == scaled:
-        return x
+    # Nothing changes where that is the size; a condition would tie an exported graph to some sizes.
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 

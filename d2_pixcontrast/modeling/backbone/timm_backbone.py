@@ -9,7 +9,7 @@ from torch import nn
 
 from .features import EncoderFeatures
 from .hrnet_fusion import fuse_branches
-from .timm_features import create_features, feature_names, is_channels_last, pads_itself
+from .timm_features import create_features, feature_names, is_channels_last, pads_itself, patch_size
 from .variants import change
 
 
@@ -79,6 +79,12 @@ class TimmBackbone(Backbone):
         self.out_indices = tuple(names.index(f) for f in names if f in wanted)
         self.body = create_features(name, output_stride, self.out_indices, **self.options)
         self._size_divisibility = size_divisibility
+        patch = patch_size(name)
+        if size_divisibility % patch:
+            raise ValueError(
+                f"MODEL.TIMM.SIZE_DIVISIBILITY is {size_divisibility}; {name} needs a multiple of "
+                f"its patches of {patch} pixels"
+            )
         self._channels_last = is_channels_last(self.body)
         self._out_features = [names[i] for i in self.out_indices]
         if names[-1] not in wanted:

@@ -74,6 +74,12 @@ def pads_itself(name: str) -> bool:
     return is_model_in_modules(name.split(".")[0], _PLAIN)
 
 
+def patch_size(name: str) -> int:
+    """What image sides have to be a multiple of; 1 for convolutional networks, and for those that
+    :func:`pads_itself`."""
+    return 4 if is_model_in_modules(name.split(".")[0], _SWIN) else 1
+
+
 def feature_names(features: nn.Module) -> list[str]:
     """Names of all features that a network has, from that of its undilated form.
 

@@ -7,6 +7,7 @@ AttributeError, TypeError or KeyError where it has not the part in question.
 from collections.abc import Callable
 
 import torch
+from timm.models.hrnet import HighResolutionNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
@@ -19,7 +20,7 @@ def _ceil_pool(body: nn.Module) -> None:
 
 def _first_relu_off(body: nn.Module) -> None:
     """HRNet: no ReLU between the two convolutions of the stem."""
-    _require(body.act1, nn.ReLU)
+    _require(body, HighResolutionNet)
     body.act1 = nn.Identity()
 
 
