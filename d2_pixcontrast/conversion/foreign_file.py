@@ -43,16 +43,17 @@ def read_foreign_checkpoint(path: str, copy: str = "") -> ForeignCheckpoint:
     """
     notes: list[str] = []
     data = _read(path, notes)
-    state = _network(data, path, copy, notes)
-    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    found = state = _network(data, path, copy, notes)
+    others = [name for name, value in state.items() if isinstance(value, (int, float, str))]
     if others:
         notes.append(f"left out entries that are no tensors: {', '.join(map(str, others))}")
     state = {name: value for name, value in state.items() if name not in others}
     check_state(state, path)
+    state = {name: torch.as_tensor(value) for name, value in state.items()}
     if all(name.startswith(_PARALLEL) for name in state):
         notes.append(f"dropped the data-parallel prefix {_PARALLEL!r}")
         state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
-    take_averages = copy == _EMA and state is not data.get(_EMA)
+    take_averages = copy == _EMA and found is not data.get(_EMA)
     state = _averages_of_buffers(state, path, take_averages, notes)
     return ForeignCheckpoint(_in_float32(state, notes), _class_names(data), notes)
 

@@ -289,3 +289,10 @@ def test_numpy_scalars_in_the_meta_data_do_no_harm(tmp_path, zipped):
 def test_class_names_of_mmcv_and_mmengine(tmp_path, meta, expected):
     path = written(tmp_path, {"meta": meta, "state_dict": network()})
     assert read_foreign_checkpoint(path).classes == expected
+
+
+def test_numbers_beside_the_tensors_are_left_out_and_named(tmp_path):
+    path = written(tmp_path, {**network(), "iter": 7})
+    found = read_foreign_checkpoint(path)
+    assert set(found.state) == set(network())
+    assert any("no tensors: iter" in note for note in found.notes)
