@@ -71,7 +71,7 @@ def _gradient(loss: torch.Tensor, model: torch.nn.Module, prefix: str) -> torch.
     named = [p for n, p in model.named_parameters() if n.startswith(prefix) and p.requires_grad]
     found = torch.autograd.grad(loss, named, retain_graph=True, allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(named, found, strict=True)]
-    return torch.cat([gradient.flatten() for gradient in filled])
+    return torch.cat([gradient.flatten() for gradient in filled]).double()
 
 
 def _compare(gradient: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
