@@ -224,7 +224,7 @@ def check_numbers(cfg: CfgNode) -> None:
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
         rules["INPUT.CROP.SIZE"] = SIZE  # otherwise detectron2's default, shares of the image
     for key, rule in rules.items():
-        value = _look_up(cfg, key)
+        value = look_up(cfg, key)
         if not _fulfils(value, rule):
             raise ValueError(f"{key} is {value}; it has to be {rule.text}")
     sliding = cfg.TEST.SLIDING
@@ -235,7 +235,8 @@ def check_numbers(cfg: CfgNode) -> None:
         )
 
 
-def _look_up(cfg: CfgNode, key: str):
+def look_up(cfg: CfgNode, key: str):
+    """The value of a dotted key, as it is written on a command line."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg

@@ -8,13 +8,12 @@ batch norm in HRNet's heads and in the projector.
 import torch
 
 from .rules import Rule, conv_norm_rules, norm_rules
-from .source import Source, State
+from .source import IMAGENET_STATISTICS, Source, State
 
 _BODY = "backbone.body."
 _HEAD = "sem_seg_head."
 _DECODER = _HEAD + "decoder."
 _PREDICTOR = _HEAD + "predictor."
-_RGB_MEAN, _RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 def _rules(cfg) -> list[Rule]:
@@ -117,8 +116,7 @@ def _settings(cfg) -> dict[str, object]:
         # Statistics in the order of RGB, on images in the order of BGR.
         return settings | {
             "MODEL.TIMM.HRNET_FUSION": "bilinear_aligned",
-            "MODEL.PIXEL_MEAN": _RGB_MEAN,
-            "MODEL.PIXEL_STD": _RGB_STD,
+            **IMAGENET_STATISTICS,
         }
     return settings | {
         "MODEL.TIMM.VARIANTS": ["ceil_pool"],

@@ -8,6 +8,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from ..compat import CfgNode
+from ..config_numbers import look_up
 from ..engine.checkpoint import TRAINING_ONLY
 from ..engine.checkpoint_files import write_atomically
 from ..modeling import build_model
@@ -84,10 +85,8 @@ def write(conversion: Conversion, path: Path) -> None:
 
 def _check_settings(cfg: CfgNode, source: Source) -> None:
     for key, value in source.settings(cfg).items():
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        found = list(node) if isinstance(node, (list, tuple)) else node
+        found = look_up(cfg, key)
+        found = list(found) if isinstance(found, (list, tuple)) else found
         if found != value:
             raise ValueError(
                 f"{key} is {found!r} in this config, but networks of {source.name} were trained "

@@ -1,24 +1,15 @@
 """mmsegmentation: FCN on HRNet, DeepLabV3 on ResNetV1c, and its project "pixel contrast cross
 entropy loss"."""
 
-from .rules import Rule, conv_norm_rules, norm_rules, pool_first_to_last
-from .source import Source
+from .rules import Rule, backbone_rules, conv_norm_rules, norm_rules, pool_first_to_last
+from .source import IMAGENET_STATISTICS, Source
 
 _BODY = "backbone.body."
 _HEAD = "sem_seg_head."
 
 
 def _rules(cfg) -> list[Rule]:
-    return [*_backbone(), *_decoder(cfg), *_auxiliary_head(), *_projector()]
-
-
-def _backbone() -> list[Rule]:
-    return [
-        # The deep stem of ResNetV1c: three convolutions, of which timm has two in a sequence.
-        Rule(r"backbone\.stem\.([01346])\.(.+)", _BODY + r"conv1.\1.\2"),
-        *norm_rules(r"backbone\.stem\.7", _BODY + "bn1"),
-        Rule(r"backbone\.(.+)", _BODY + r"\1"),
-    ]
+    return [*backbone_rules("backbone.", _BODY), *_decoder(cfg), *_auxiliary_head(), *_projector()]
 
 
 def _decoder(cfg) -> list[Rule]:
@@ -67,8 +58,7 @@ def _projector() -> list[Rule]:
 def _settings(cfg) -> dict[str, object]:
     settings = {
         "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        **IMAGENET_STATISTICS,
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": False,
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
     }

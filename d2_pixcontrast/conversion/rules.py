@@ -104,6 +104,22 @@ def conv_norm_rules(theirs_conv: str, theirs_norm: str, ours: str) -> list[Rule]
     ]
 
 
+def backbone_rules(theirs: str, ours: str) -> list[Rule]:
+    """A ResNetV1c, ResNeSt or HRNet of the mmcv family to timm's, which has the same names but for
+    the deep stem: three convolutions, of which timm has two in a sequence and the last norm apart.
+
+    Args:
+        theirs: prefix of its names, with a dot.
+        ours: prefix of timm's, with a dot.
+    """
+    theirs = re.escape(theirs)
+    return [
+        Rule(theirs + r"stem\.([01346])\.(.+)", ours + r"conv1.\1.\2"),
+        *norm_rules(theirs + r"stem\.7", ours + "bn1"),
+        Rule(theirs + "(.+)", ours + r"\1"),
+    ]
+
+
 def pool_first_to_last(branches: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """Input channels of what follows an ASPP whose pooling branch stands first; ours is the last.
 

@@ -8,6 +8,12 @@ import torch
 from ..compat import CfgNode
 from .rules import Rule
 
+# Keys of pixel statistics, as torchvision and mmcv have them for RGB.
+IMAGENET_STATISTICS = {
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+}
+
 State = dict[str, torch.Tensor]
 
 

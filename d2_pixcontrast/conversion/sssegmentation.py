@@ -1,8 +1,8 @@
 """sssegmentation, the code of MCIBI: DeepLabV3 with a class memory on ResNet, ResNeSt, HRNet and
 ViT-L."""
 
-from .rules import Rule, conv_norm_rules, norm_rules
-from .source import Source
+from .rules import Rule, backbone_rules, conv_norm_rules
+from .source import IMAGENET_STATISTICS, Source
 
 _BODY = "backbone.body."
 _HEAD = "sem_seg_head."
@@ -17,9 +17,7 @@ def _rules(cfg) -> list[Rule]:
 
 def _convolutional() -> list[Rule]:
     return [
-        Rule(r"backbone_net\.stem\.([01346])\.(.+)", _BODY + r"conv1.\1.\2"),
-        *norm_rules(r"backbone_net\.stem\.7", _BODY + "bn1"),
-        Rule(r"backbone_net\.(.+)", _BODY + r"\1"),
+        *backbone_rules("backbone_net.", _BODY),
         *_pair(r"downsample_backbone", _HEAD + "joined.conv"),
     ]
 
@@ -97,8 +95,7 @@ def _settings(cfg) -> dict[str, object]:
     leaky = "lip_" in data and name.startswith("resnet")
     settings = {
         "INPUT.FORMAT": "RGB",
-        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        **IMAGENET_STATISTICS,
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": False,
         "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS": False,
         "MODEL.SEM_SEG_HEAD.ACTIVATION": "leaky_relu" if leaky else "relu",

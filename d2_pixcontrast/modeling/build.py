@@ -8,6 +8,7 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from ..config_numbers import look_up
 from .registry import lookup
 
 _NORMS = (
@@ -48,9 +49,7 @@ def _check_names(model) -> None:
     key = "MODEL.SEM_SEG_HEAD.NAME (or WRAPPED)"
     lookup(SEM_SEG_HEADS_REGISTRY, model.SEM_SEG_HEAD.NAME, key)
     for key in _NORMS:
-        node = model
-        for part in key.split("."):
-            node = node[part]
+        node = look_up(model, key)
         try:
             get_norm(node, _CHANNELS)
         except KeyError as error:
