@@ -311,7 +311,9 @@ def _add_dataset_memory(cfg: CN) -> None:
     node.UPDATE_AT = "label"  # resolution of the update; "grid": that of the features, cheaper
     node.MOMENTUM = 0.9  # share of what is new in an update (MCIBI++: 0.1)
     node.MOMENTUM_SCHEDULE = "lr"  # MOMENTUM follows the learning rate; "constant" (MCIBI++)
-    node.READ = "soft"  # by class probabilities; "hard": the likeliest class alone
+    # By class probabilities; "hard": the likeliest class alone; "zeros": zeros in place of the
+    # memory, to see what the network does without it.
+    node.READ = "soft"
     node.STAGE1_LOSS_WEIGHT = 0.4  # of the classifier of pixel representations
     # MCIBI++: the context is classified, too, and the memory read with that (1.0); 0 = it is not.
     node.CONTEXT_LOSS_WEIGHT = 0.0

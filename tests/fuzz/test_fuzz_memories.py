@@ -109,7 +109,7 @@ def test_statistics_memory(batch, update_at, momentum, steps):
     batch=batches(legal=True),
     decoder=st.sampled_from(["DeepLabV3Decoder", "FCNDecoder"]),
     kind=st.sampled_from(["features", "statistics"]),
-    read=st.sampled_from(["soft", "hard"]),
+    read=st.sampled_from(["soft", "hard", "zeros"]),
     consistency=st.sampled_from([0.0, 1.0]),
     loss_type=st.sampled_from(["cross_entropy", "hard_pixel_mining"]),
 )

@@ -140,15 +140,16 @@ def test_pixel_representations_on_a_finer_grid_than_the_context(fusion):
     torch.testing.assert_close(module(inputs, m).features, expected)
 
 
-@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+@pytest.mark.parametrize("read", ["soft", "hard", "zeros"])
 @pytest.mark.parametrize("entries", [1, 3])
 @torch.no_grad()
-def test_without_context_the_decoders_output_is_what_is_stored(entries, hard):
-    module = make_module(None, entries=entries, hard_read=hard)
+def test_without_context_the_decoders_output_is_what_is_stored(entries, read):
+    module = make_module(None, entries=entries, read=read)
     f = torch.randn(1, D, *grid(16)).double()
     out = module({}, f)
     assert out.pixels is f and out.context is None
-    expected = naive_module(module, f, None, module.memory.entries, module.stage1(f), hard)
+    held = module.memory.entries * (read != "zeros")
+    expected = naive_module(module, f, None, held, module.stage1(f), read == "hard")
     assert len(module.memory_attentions) == entries
     torch.testing.assert_close(out.features, expected)
 

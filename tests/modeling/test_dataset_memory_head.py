@@ -231,7 +231,7 @@ def test_every_key_reaches_its_place(small_cfg):
         dropout=0.3,
         fusion="attention",
         context_head=True,
-        hard_read=True,
+        read="hard",
         second_pass=(0.59, 0.61),
     )
     assert module.training_options == TrainingOptions(

@@ -11,7 +11,6 @@ from .options import NODE, NetworkOptions, TrainingOptions
 from .pixels import JoinedFeatures, PixelRepresentations, finest_first
 
 KINDS = ("features", "statistics")
-READS = ("soft", "hard")
 
 
 def build_joined_features(cfg, input_shape: dict[str, ShapeSpec]) -> JoinedFeatures | None:
@@ -58,7 +57,6 @@ def build_aggregation(
     if not node.ENABLED:
         return None
     with_context = getattr(decoder, "gives_context", True)
-    _check_choice("READ", node.READ, READS)
     network = NetworkOptions(
         channels=node.CHANNELS,
         key_channels=node.KEY_CHANNELS,
@@ -66,7 +64,7 @@ def build_aggregation(
         dropout=node.DROPOUT,
         fusion=node.CONTEXT_FUSION,
         context_head=with_context and node.CONTEXT_LOSS_WEIGHT > 0,
-        hard_read=node.READ == "hard",
+        read=node.READ,
         align_corners=head.ALIGN_CORNERS,
         second_pass=tuple(node.SECOND_PASS),
     )

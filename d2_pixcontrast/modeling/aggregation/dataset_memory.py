@@ -183,13 +183,20 @@ class DatasetMemoryAggregation(nn.Module):
 
     def _fuse_memory(self, pixels, read_logits) -> torch.Tensor:
         """(B, D, h', w') o: f, and what f finds in the memory's image of the pixels."""
-        dtype = torch.promote_types(read_logits.dtype, torch.float32)
-        probabilities = read_logits.to(dtype).softmax(dim=1)
-        read = self.memory.read(probabilities, hard=self.network.hard_read).to(pixels.dtype)
+        read = self._read(read_logits).to(pixels.dtype)
         parts = read.chunk(len(self.memory_attentions), dim=1)
         attended = [a(pixels, part) for a, part in zip(self.memory_attentions, parts, strict=True)]
         attended = attended[0] if self.merge is None else self.merge(torch.cat(attended, dim=1))
         return self.fuse(torch.cat([pixels, attended], dim=1))
+
+    def _read(self, logits) -> torch.Tensor:
+        """(B, K * D, h', w') of the memory, for (B, C, h', w') logits."""
+        if self.network.read == "zeros":
+            batch, _, *size = logits.shape
+            return logits.new_zeros(batch, self.memory.read_channels, *size)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        probabilities = logits.to(dtype).softmax(dim=1)
+        return self.memory.read(probabilities, hard=self.network.read == "hard")
 
     def _fuse_context(self, pixels, fused, context) -> torch.Tensor:
         """o and the context within the image, on the finer of their grids."""

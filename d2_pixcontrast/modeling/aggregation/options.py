@@ -7,6 +7,7 @@ from ..terms.base import require_positive
 
 NODE = "MODEL.DATASET_MEMORY"
 FUSIONS = ("attention", "concat")
+READS = ("soft", "hard", "zeros")
 SCHEDULES = ("lr", "constant")
 
 
@@ -21,7 +22,8 @@ class NetworkOptions:
         dropout: share of channels, before each classifier.
         fusion: of the context within the image, "attention" or "concat".
         context_head: classify the context as well, and read the memory with that.
-        hard_read: read the likeliest class alone.
+        read: "soft": by class probabilities; "hard": the likeliest class alone; "zeros": zeros in
+            place of the memory, to see what the module does without it.
         align_corners: where maps are brought to one grid.
         second_pass: (), or the weights of the reading logits and of the first pass' final logits.
     """
@@ -32,7 +34,7 @@ class NetworkOptions:
     dropout: float = 0.1
     fusion: str = "attention"
     context_head: bool = False
-    hard_read: bool = False
+    read: str = "soft"
     align_corners: bool = False
     second_pass: tuple[float, ...] = ()
 
@@ -50,6 +52,8 @@ class NetworkOptions:
             raise ValueError(f"{NODE}.DROPOUT has to be in [0, 1), got {self.dropout}")
         if self.fusion not in FUSIONS:
             raise ValueError(f"{NODE}.CONTEXT_FUSION is {self.fusion!r}; known are {list(FUSIONS)}")
+        if self.read not in READS:
+            raise ValueError(f"{NODE}.READ is {self.read!r}; known are {list(READS)}")
         if self.second_pass and (len(self.second_pass) != 2 or min(self.second_pass) < 0):
             raise ValueError(
                 f"{NODE}.SECOND_PASS is {list(self.second_pass)}; it has to be empty, or two "
