@@ -160,9 +160,6 @@ def _add_model(cfg: CN) -> None:
     # DeepLab decoders: norm in the ASPP's pooling branch; the convolution that joins its branches.
     head.ASPP_POOL_NORM = False
     head.ASPP_PROJECT_KERNEL = 1
-    # DeepLabV3PlusDecoder: 3x3 convolutions on each finer feature and what came from below. At
-    # stride 4 they are most of a small network's cost.
-    head.FUSE_CONVS = 2  # as detectron2; or 1
     # DeepLabV3Decoder: a 3x3 convolution with norm and without ReLU behind it (openseg).
     head.ASPP_REFINE = False
     head.FCN = CN()  # FCNDecoder: one convolution on the concatenation of IN_FEATURES

@@ -115,7 +115,6 @@ _NODES = {
         "NUM_CLASSES": FROM_1,
         "LOSS_WEIGHT": FROM_0,
         "CONVS_DIM": FROM_1,
-        "FUSE_CONVS": one_of(1, 2),
         "ASPP_CHANNELS": FROM_1,
         "ASPP_PROJECT_KERNEL": ODD,
         "ASPP_DROPOUT": BELOW_1,

@@ -228,7 +228,6 @@ IMPOSSIBLE = {
     "1, 3, 5 or another odd number": [0, 2, -1],
     "one of 8, 16, 32": [0, 12],
     "one of 0, 1, 2": [-1, 3],
-    "one of 1, 2": [0, 3],
     "(height, width), each 1 or more": [5, [5], [0, 5], [5, -5], [0.5, 5], [5, 5, 5]],
     "empty or (height, width), each 1 or more": [5, [5], [0, 5], [0.5, 5], [5, 5, 5]],
     "(lowest, highest), both above 0": [1.0, [2.0, 0.5], [0.0, 1.0], [1.0], ["a", "b"]],

@@ -162,22 +162,6 @@ def test_the_pyramid_of_deeplabv3plus_takes_the_same_keys(small_cfg):
     assert set(plain) - set(changed) == {f"{aspp}.convs.4.1.bias"}
 
 
-@pytest.mark.parametrize("fuse_convs", [1, 2])
-@torch.no_grad()
-def test_deeplabv3plus_by_hand(small_cfg, fuse_convs):
-    small_cfg.MODEL.SEM_SEG_HEAD.FUSE_CONVS = fuse_convs
-    network = randomised(decoder_of(small_cfg, "DeepLabV3PlusDecoder"))
-    inputs, stages = features(61, 83), network.decoder
-    expected = stages["res5"]["project_conv"](inputs["res5"])
-    for name in network.in_features[-2::-1]:
-        own = layer(inputs[name], stages[name]["project_conv"]).relu()
-        expected = torch.cat([own, resized(expected, own.shape[-2:], False)], dim=1)
-        assert len(stages[name]["fuse_conv"]) == fuse_convs
-        for conv in stages[name]["fuse_conv"]:
-            expected = layer(expected, conv, padding=1).relu()
-    torch.testing.assert_close(network(inputs).features, expected, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_ocrs_region_kernel(small_cfg, kernel):
     small_cfg.MODEL.SEM_SEG_HEAD.OCR.REGION_KERNEL = kernel
@@ -205,8 +189,4 @@ def test_errors(small_cfg):
     head.DECODER, head.IN_FEATURES = "DeepLabV3PlusDecoder", ["res2", "res5"]
     head.PROJECT_CHANNELS = [16, 16]
     with pytest.raises(ValueError, match=r"PROJECT_CHANNELS is \[16, 16\]; 1 numbers"):
-        build_decoder(small_cfg, SHAPES)
-    head.PROJECT_CHANNELS = [16]
-    head.FUSE_CONVS, head.USE_DEPTHWISE_SEPARABLE_CONV = 1, True
-    with pytest.raises(ValueError, match="FUSE_CONVS is 1, but USE_DEPTHWISE_SEPARABLE_CONV"):
         build_decoder(small_cfg, SHAPES)

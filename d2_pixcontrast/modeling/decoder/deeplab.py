@@ -37,19 +37,8 @@ class DeepLabV3PlusDecoder(DeepLabV3PlusHead):
         head = cfg.MODEL.SEM_SEG_HEAD
         deepest = self.in_features[-1]
         _adapt_aspp(self.decoder[deepest]["project_conv"], input_shape[deepest].channels, head)
-        if head.FUSE_CONVS == 1:
-            self._fuse_once(head.USE_DEPTHWISE_SEPARABLE_CONV)
         self.out_channels = head.CONVS_DIM if len(input_shape) > 1 else head.ASPP_CHANNELS
         self.out_stride = min(shape.stride for shape in input_shape.values())
-
-    def _fuse_once(self, separable: bool) -> None:
-        if separable:
-            raise ValueError(
-                "MODEL.SEM_SEG_HEAD.FUSE_CONVS is 1, but USE_DEPTHWISE_SEPARABLE_CONV has one 5x5 "
-                "convolution in place of the two 3x3 ones; leave it at 2 there"
-            )
-        for name in self.in_features[:-1]:
-            self.decoder[name]["fuse_conv"] = self.decoder[name]["fuse_conv"][:1]
 
     def forward(self, features: dict[str, torch.Tensor]) -> DecoderOutput:
         return DecoderOutput(self.layers(features))
