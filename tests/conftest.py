@@ -1,8 +1,11 @@
 """What several tests share."""
 
+import importlib.util
 import os
+import sys
 import uuid
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +18,18 @@ INSTANT_TEST = CONFIGS / "quick_schedules" / "shapes_pixcontrast_instant_test.ya
 
 # Two processes with two threads each on two cores spend most of their time waiting.
 torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+def load_script(path: Path) -> ModuleType:
+    """A file of a folder that is no package, anew; beside it are modules, as when it is run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
 
 
 def environment_folder(variable: str) -> Path:

@@ -1,18 +1,11 @@
 """The scripts of datasets/, as modules."""
 
-import importlib.util
-import sys
-
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 
 def script(name):
     """Import datasets/<name>.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "datasets" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "datasets" / f"{name}.py")
 
 
 def run(name, root, *arguments):

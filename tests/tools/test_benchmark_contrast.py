@@ -1,7 +1,6 @@
 """tools/benchmark_contrast.py on tiny problems."""
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,16 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_script
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_contrast.py"
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_contrast", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "benchmark_contrast", module)
-    spec.loader.exec_module(module)
+    module = load_script(TOOL)
     tiny = {name: functools.partial(p, tiny=True) for name, p in module.PRESETS.items()}
     monkeypatch.setattr(module, "PRESETS", tiny)
     return module

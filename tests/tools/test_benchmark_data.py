@@ -1,11 +1,11 @@
 """tools/benchmark_data.py on tiny images."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 from PIL import Image
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark_data.py"
@@ -13,9 +13,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "benchmark_data.py"
 
 @pytest.fixture
 def benchmark(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("benchmark_data", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(TOOL)
     monkeypatch.setattr(module, "CROP", (32, 64))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     return module

@@ -1,6 +1,5 @@
 """The converter from the command line: once from end to end, and what is wrong in one line."""
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import INSTANT_TEST, ROOT
+from conftest import INSTANT_TEST, ROOT, load_script
 from detectron2.modeling import build_model
 from foreign_networks import tiny_cfg, tiny_checkpoint, tiny_options
 
@@ -79,9 +78,7 @@ def test_a_truncated_file_is_one_line_and_writes_nothing(tmp_path, checkpoint):
 @pytest.fixture
 def main(monkeypatch):
     """The script's main in this process, with a command line."""
-    spec = importlib.util.spec_from_file_location("convert_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     monkeypatch.setattr(logging, "disable", lambda level: None)
 
     def run(args):

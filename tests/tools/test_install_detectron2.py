@@ -3,7 +3,6 @@
 import base64
 import csv
 import hashlib
-import importlib.util
 import io
 import logging
 import tarfile
@@ -12,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
 
@@ -39,10 +39,7 @@ SOURCE = {
 @pytest.fixture(scope="module")
 def tool() -> types.ModuleType:
     """The tool as a module; tools/ is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("install_detectron2", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 def make_sdist(folder: Path, files: dict[str, str], top: str = "detectron2_cdo-0.5") -> Path:

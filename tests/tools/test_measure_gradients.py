@@ -1,12 +1,11 @@
 """The gradient of each loss alone, beside that of the cross-entropy."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import INSTANT_TEST, ROOT
+from conftest import INSTANT_TEST, ROOT, load_script
 
 from d2_pixcontrast.engine import load_cfg
 
@@ -16,10 +15,7 @@ OPTS = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BA
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("measure_gradients", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 def measured(tool, *opts):

@@ -1,6 +1,5 @@
 """A grid is trained once, goes on where it stopped, and is reported as the numbers say."""
 
-import importlib.util
 import json
 import random
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import CONFIGS, INSTANT_TEST, ROOT
+from conftest import CONFIGS, INSTANT_TEST, ROOT, load_script
 from scipy import stats
 
 from d2_pixcontrast.engine import load_cfg
@@ -22,16 +21,7 @@ SHAPES = str(INSTANT_TEST.relative_to(CONFIGS))
 
 @pytest.fixture(scope="module")
 def tool():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        spec = importlib.util.spec_from_file_location(
-            "run_experiments", TOOLS / "run_experiments.py"
-        )
-        module = sys.modules["run_experiments"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(TOOLS))
-    return module
+    return load_script(TOOLS / "run_experiments.py")
 
 
 def grid_file(tmp_path, **changes):

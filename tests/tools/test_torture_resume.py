@@ -1,12 +1,11 @@
 """The short form of the torture: kills at random moments, and a tool that can see a difference."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, load_script
 
 CONFIG = CONFIGS / "quick_schedules" / "shapes_pixcontrast_mem_instant_test.yaml"
 TOOL = ROOT / "tools" / "torture_resume.py"
@@ -14,10 +13,7 @@ TOOL = ROOT / "tools" / "torture_resume.py"
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("torture_resume", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 def test_killed_runs_end_as_the_one_that_was_left_alone(tmp_path):
