@@ -28,9 +28,6 @@ from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "fvcore")
-# Two threads even where a run has one core: with one, torch leaves 1x1 convolutions of small
-# batches to a slow kernel. Threads that wait must not spin then, or runs hinder each other.
-SHARED_CPU = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 METRIC = "sem_seg/"  # what the evaluator's numbers start with in metrics.json
 
 
@@ -114,7 +111,7 @@ class Grid:
 
 
 def train(
-    grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], shared: bool = False
+    grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], jobs: int = 1
 ) -> None:
     """One run in a process of its own, from its last checkpoint if there is one.
 
@@ -123,7 +120,7 @@ def train(
         method, seed: which.
         num_gpus: processes.
         opts: further KEY VALUE pairs.
-        shared: the CPU is shared with other runs.
+        jobs: runs that share the machine's cores.
 
     Raises:
         RuntimeError: the training failed; the message names its log.
@@ -134,7 +131,7 @@ def train(
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
     command += ["--num-gpus", str(num_gpus), "--resume", *opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
-    environment = {**os.environ, **(SHARED_CPU if shared else {})}
+    environment = {**os.environ, **(threads(jobs) if jobs > 1 else {})}
     log = folder / "console.log"
     with log.open("ab") as file:
         code = subprocess.run(
@@ -153,6 +150,13 @@ def train(
     write_json(grid.kept(method, seed), result)
 
 
+def threads(jobs: int) -> dict[str, str]:
+    """Settings of one of ``jobs`` runs: more threads than cores, and threads that spin while they
+    wait, slow all of them down."""
+    count = max(1, (os.cpu_count() or 1) // jobs)
+    return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+
+
 def train_all(
     grid: Grid, runs: list[tuple[str, int]], jobs: int, num_gpus: int, opts: list[str]
 ) -> None:
@@ -166,7 +170,7 @@ def train_all(
         method, seed = run
         if grid.kept(method, seed).exists():  # another driver of the same grid was faster
             return
-        train(grid, method, seed, num_gpus, opts, shared=jobs > 1)
+        train(grid, method, seed, num_gpus, opts, jobs)
         miou = json.loads(grid.kept(method, seed).read_text())["miou"]
         say(f"{method}, seed {seed}: {miou:.2f}")
 
