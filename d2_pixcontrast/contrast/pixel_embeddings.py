@@ -80,7 +80,11 @@ def _wide(tensor):
 
 
 def _affine(weight, maps, bias):
-    """weight @ maps + bias for maps (B, K, P)."""
+    """weight @ maps + bias for maps (B, K, P), in the memory layout of ``maps``."""
+    # The callers multiply both, which is slow where their layouts differ.
+    if maps.stride(1) == 1:  # channels last
+        rows, weight = maps.transpose(1, 2), weight.t().expand(len(maps), -1, -1)
+        return torch.baddbmm(bias, rows, weight).transpose(1, 2)
     # matmul would copy the maps to fold the batch into their columns.
     return torch.baddbmm(bias[:, None], weight.expand(len(maps), -1, -1), maps)
 

@@ -35,11 +35,12 @@ def naive_sums(embeddings, labels):
     return torch.stack(sums), torch.tensor(counts, dtype=embeddings.dtype)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_class_sums_and_their_gradient_are_those_of_a_loop(channels):
+def test_class_sums_and_their_gradient_are_those_of_a_loop(channels, layout):
     head, hidden, labels = level(channels)
     inputs = [hidden, head.out.weight, head.out.bias]
-    sums, counts = head.pixels(hidden).class_sums(labels, CLASSES)
+    sums, counts = head.pixels(hidden.contiguous(memory_format=layout)).class_sums(labels, CLASSES)
     expected, numbers = naive_sums(F.normalize(head.out(hidden), dim=1), labels)
     assert torch.equal(counts, numbers) and counts[2] == 0 and counts.sum() < labels.numel()
     torch.testing.assert_close(sums, expected)
