@@ -1,12 +1,14 @@
 """Unit embeddings of all pixels of a batch that are never written down."""
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # Shorter embeddings have no direction: what is left of them is rounding. They count as 0 and get no
 # gradient, which would be beyond all bounds. With few channels there are such pixels: where no ReLU
 # lets anything pass, and a new projection has no bias.
 _SHORTEST = 1e-6
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class PixelEmbeddings:
@@ -31,7 +33,10 @@ class PixelEmbeddings:
         if hidden.shape[1] > len(weight):
             self._maps = _affine(weight, self._maps, bias)
             self._weight = self._bias = None
-        self._inverse_lengths = _recomputed(_inverse_lengths, self._maps, self._weight, self._bias)
+            squares = _recomputed(_squares, self._maps)
+        else:
+            squares = _quadratic_form(self._maps, weight, bias)
+        self._inverse_lengths = squares.where(squares > _SHORTEST**2, torch.inf).rsqrt()
 
     def class_sums(
         self, labels: torch.Tensor, num_classes: int
@@ -76,7 +81,7 @@ def unit(embeddings: torch.Tensor) -> torch.Tensor:
 
 def _wide(tensor):
     # Half precision cannot hold the squares of small channels.
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def _affine(weight, maps, bias):
@@ -94,17 +99,41 @@ def _recomputed(function, *args):
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _inverse_lengths(maps, weight, bias):
-    """(B, P) 1 / |u| for maps (B, K, P), 0 where u has no direction."""
-    maps = _wide(maps)
+def _squares(maps):
+    """(B, P) |u|^2 for maps u (B, D, P)."""
+    return _wide(maps).square().sum(1)
+
+
+def _quadratic_form(maps, weight, bias):
+    """(B, P) |u|^2 with u = weight @ maps + bias for maps (B, K, P)."""
+    dtype = torch.float32 if maps.dtype in _HALF else maps.dtype
     with torch.autocast(maps.device.type, enabled=False):
-        if weight is None:
-            squares = maps.square().sum(1)
-        else:
-            weight, bias = weight.to(maps.dtype), bias.to(maps.dtype)
-            towards = _affine(weight.t() @ weight, maps, 2 * (bias @ weight))
-            squares = (maps * towards).sum(1) + bias @ bias
-    return squares.where(squares > _SHORTEST**2, torch.inf).rsqrt()
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        return _QuadraticForm.apply(maps, weight.t() @ weight, 2 * (bias @ weight)) + bias @ bias
+
+
+class _QuadraticForm(torch.autograd.Function):
+    """(B, P) m' gram m + linear' m for the columns m of maps (B, K, P) and a symmetric gram (K, K).
+
+    Nothing has to be computed a second time for its gradient, unlike with a checkpoint.
+    """
+
+    @staticmethod
+    def forward(ctx, maps, gram, linear):
+        ctx.save_for_backward(maps, gram, linear)
+        maps = _wide(maps)
+        return _affine(gram, maps, linear).mul_(maps).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        maps, gram, linear = ctx.saved_tensors
+        dtype, maps, grad = maps.dtype, _wide(maps), grad[:, None]
+        scaled = maps * grad
+        of_gram = torch.bmm(scaled, maps.transpose(1, 2)).sum(0)
+        of_linear = scaled.sum((0, 2))
+        del scaled
+        return _affine(2 * gram, maps, linear).mul_(grad).to(dtype), of_gram, of_linear
 
 
 def _weighted_class_sums(maps, shares, labels, num_classes):
