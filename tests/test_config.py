@@ -281,7 +281,8 @@ def test_mcibis_images_of_lip_are_squeezed(path):
 
 
 def test_the_promised_combinations_exist():
-    for method in ("contextrast", "multiscale", "contextrast_pixcontrast_mem"):
+    combinations = ("contextrast_pixcontrast_mem", "mcibi_contextrast")
+    for method in ("contextrast", "multiscale", *combinations):
         assert zoo_path("CamVid", "deeplabv3plus_mobilenetv2", method, "cpu") in ZOO
 
 

@@ -141,22 +141,25 @@ def test_jobs_run_side_by_side_and_share_the_cores(tool, tmp_path, monkeypatch):
     tool.write_json(grid.kept("ce", 3), {"miou": 1.0})
     tool.write_json(grid.kept("other", 4), {"miou": 1.0})
     fake = FakeRuns(tool, monkeypatch, together=2)
+    monkeypatch.setattr(tool.os, "cpu_count", lambda: 5)
     runs = grid.runs(list(grid.methods), grid.seeds)
     tool.train_all(grid, runs, jobs=2, num_gpus=1, opts=[])
     assert sorted(fake.started) == ["ce_4", "other_3", "ours_3", "ours_4"]
     assert all(grid.kept(*run).exists() for run in runs)
     assert json.loads(grid.kept("ce", 3).read_text()) == {"miou": 1.0}  # was not trained again
-    assert all(tool.SHARED_CPU.items() <= env.items() for env in fake.environments)
+    assert all(env["OMP_NUM_THREADS"] == "2" for env in fake.environments)
+    assert all(env["OMP_WAIT_POLICY"] == "passive" for env in fake.environments)
+    assert tool.threads(9)["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_run_alone_has_the_cores_for_itself(tool, tmp_path, monkeypatch):
-    for variable in tool.SHARED_CPU:
+    for variable in tool.threads(2):
         monkeypatch.delenv(variable, raising=False)
     grid = tool.Grid.load(grid_file(tmp_path))
     fake = FakeRuns(tool, monkeypatch)
     tool.train_all(grid, [("ce", 3), ("ours", 3)], jobs=1, num_gpus=1, opts=[])
     assert fake.started == ["ce_3", "ours_3"]
-    assert not [env for env in fake.environments if tool.SHARED_CPU.keys() & env.keys()]
+    assert not [env for env in fake.environments if tool.threads(2).keys() & env.keys()]
 
 
 def test_after_a_failure_nothing_more_is_begun(tool, tmp_path, monkeypatch):
