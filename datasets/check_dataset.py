@@ -7,12 +7,14 @@ Of datasets that are registered, of all that a config names, or of two folders:
     python datasets/check_dataset.py --config-file configs/....yaml [KEY VALUE ...]
     python datasets/check_dataset.py --images DIR --labels DIR --classes classes.txt
 
-The exit code is 1 where there is an error, such as a label that training could not use.
+The exit code is 1 where there is an error, such as a label that training could not use, or a config
+whose NUM_CLASSES is not the number of classes.
 """
 
 import argparse
 import sys
 
+from d2_pixcontrast.data.check import check_datasets
 from d2_pixcontrast.data.datasets.folders import read_classes
 from d2_pixcontrast.data.labels import DataError
 from d2_pixcontrast.data.parallel import available_cores
@@ -45,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def sources(args: argparse.Namespace) -> list[Source]:
+def sources(args: argparse.Namespace, cfg) -> list[Source]:
     if args.images:
         classes = args.classes
         if classes and len(classes) == 1:
@@ -60,22 +62,24 @@ def sources(args: argparse.Namespace) -> list[Source]:
                 label_suffix=args.label_suffix,
             )
         ]
-    names = args.dataset
-    if args.config_file:
-        cfg = load_cfg(args.config_file, args.opts)
-        names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    names = args.dataset or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     return [named_source(name) for name in dict.fromkeys(names)]
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
-        reports = [survey(source, args.workers) for source in sources(args)]
+        cfg = load_cfg(args.config_file, args.opts) if args.config_file else None
+        reports = [survey(source, args.workers) for source in sources(args, cfg)]
+        sys.stdout.write("\n\n".join(text for text, _ in reports) + "\n")
+        if not all(good for _, good in reports):
+            return 1
+        if cfg is not None:  # do the files and the model agree?
+            check_datasets(cfg)
     except (DataError, ValueError) as error:
         sys.stderr.write(f"check_dataset.py: {error}\n")
         return 1
-    sys.stdout.write("\n\n".join(text for text, _ in reports) + "\n")
-    return 0 if all(good for _, good in reports) else 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 
 A run that has finished is kept at once as RESULTS/runs/<method>_<seed>.json and not trained again,
 and one that was interrupted goes on from its last checkpoint: call it again until it says that
-nothing is left. Examples::
+nothing is left. A kept run of another recipe than the grid's is refused, not mixed with the rest.
+Examples::
 
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --methods ce pixcontrast
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --jobs 2
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from experiment_recipes import check_kept
 from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -276,6 +278,7 @@ def main() -> None:
             raise ValueError(f"--methods {sorted(unknown)}: {args.grid} has {list(grid.methods)}")
         if args.cost:
             return measure_cost(grid, args.cost, args.opts)
+        check_kept(grid, ROOT, args.opts)
         if args.report:
             return say(write_report(grid))
         runs = grid.runs(args.methods or list(grid.methods), args.seeds or grid.seeds)

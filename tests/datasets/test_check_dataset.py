@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import INSTANT_TEST
 from dataset_scripts import script
 from PIL import Image
+
+from d2_pixcontrast.data.datasets import shapes
 
 
 @pytest.fixture
@@ -31,18 +34,26 @@ def test_two_folders(folders, capsys, tmp_path):
     assert "three" in capsys.readouterr().out
 
 
-def test_registered_names_and_a_config(monkeypatch, tmp_path, capsys):
-    from conftest import INSTANT_TEST
-
-    from d2_pixcontrast.data.datasets import shapes
-
+@pytest.fixture
+def few_shapes(monkeypatch, tmp_path):
     monkeypatch.setenv("PIXCONTRAST_CACHE", str(tmp_path))
     monkeypatch.setattr(shapes, "SPLITS", {"train": 3, "val": 2})
+
+
+def test_registered_names_and_a_config(few_shapes, capsys):
     assert main("--dataset", "shapes_sem_seg_val") == 0
     assert "shapes_sem_seg_val: 2 pairs" in capsys.readouterr().out
     assert main("--config-file", str(INSTANT_TEST)) == 0
     out = capsys.readouterr().out
     assert "shapes_sem_seg_train: 3 pairs" in out and "shapes_sem_seg_val: 2 pairs" in out
+
+
+@pytest.mark.parametrize("key, value", [("IGNORE_VALUE", 11), ("NUM_CLASSES", 3)])
+def test_a_model_that_contradicts_the_files_is_an_error(few_shapes, capsys, key, value):
+    options = [f"MODEL.SEM_SEG_HEAD.{key}", str(value)]
+    assert main("--config-file", str(INSTANT_TEST), *options) == 1
+    out, err = capsys.readouterr()
+    assert "shapes_sem_seg_val: 2 pairs" in out and f"{options[0]} is {value}" in err
 
 
 def test_a_wrong_name_is_one_line(capsys):

@@ -104,6 +104,26 @@ def test_a_run_is_trained_and_kept_and_not_repeated(tool, tmp_path):
     assert again.stdout == "1 of 1 runs are there\nnothing is left\n", again.stderr
 
 
+def test_a_kept_run_of_another_recipe_is_refused(tool, tmp_path):
+    grid = tool.Grid.load(grid_file(tmp_path, OPTS=["SOLVER.STEPS", "(1,)"]))
+
+    def refused(opts, now=()):
+        run = {"config": f"configs/{SHAPES}", "opts": opts}
+        tool.write_json(grid.kept("ce", 4), run)
+        try:
+            tool.check_kept(grid, ROOT, list(now))
+        except ValueError as error:
+            return str(error)
+
+    tool.check_kept(grid, ROOT, [])  # nothing is kept
+    assert refused([]) and "SOLVER.STEPS" in refused([])
+    assert refused(["SOLVER.STEPS", "[1]"]) is None
+    assert refused(["SOLVER.STEPS", "[1]", "SEED", "4", "DATALOADER.NUM_WORKERS", "3"]) is None
+    message = refused(["SOLVER.STEPS", "(1,)"], ["SOLVER.MAX_ITER", "9", "MODEL.DEVICE", "cuda"])
+    assert "ce_4.json was trained with SOLVER.MAX_ITER" in message and "(now 9)" in message
+    assert "RESULTS" in message and "DEVICE" not in message
+
+
 def test_a_failed_run_names_its_log_and_keeps_nothing(tool, tmp_path):
     grid = tool.Grid.load(grid_file(tmp_path))
     with pytest.raises(RuntimeError, match=r"ce, seed 3 .*console\.log"):
