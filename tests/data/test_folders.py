@@ -243,3 +243,28 @@ def test_the_document_holds_to_the_letter(tmp_path, monkeypatch):
     assert "mine_train: 4 pairs of image and label" in done.stdout
     assert done.stdout.count("mine_val, 4 images") >= 2  # after training, and alone
     assert (tmp_path / "output" / "mine" / "model_final.pth").is_file()
+
+
+def document_block(language):
+    text = (ROOT / "docs" / "own-data.md").read_text()
+    return re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)[1]
+
+
+def test_the_documents_keys_for_a_gpu_fit_its_base(tmp_path):
+    base = re.search(r"^_BASE_: (.*)$", document_block("bash"), re.MULTILINE)[1]
+    path = tmp_path / "gpu.yaml"
+    path.write_text(f"_BASE_: {ROOT / base}\n{document_block('yaml')}")
+    cfg, plain = load_cfg(str(path)), load_cfg(str(ROOT / base))
+    assert cfg.MODEL.DEVICE == "cuda" and list(cfg.INPUT.CROP.SIZE) == [512, 512]
+    # The same share of the decoder's grid as in the base.
+    shares = [c.MODEL.PIXEL_CONTRAST.MAX_VIEWS / np.prod(c.INPUT.CROP.SIZE) for c in (cfg, plain)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.1)
+
+
+def test_the_document_turns_void_zero_into_255(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "mine" / "raw" / "a.png", ((0, 1), (2, 3)))
+    (tmp_path / "mine" / "labels").mkdir()
+    exec(document_block("python"), {})
+    ids = np.array(Image.open("mine/labels/a.png"))
+    assert ids.tolist() == [[255, 0], [1, 2]]
