@@ -1,6 +1,9 @@
-"""Kept runs have to be of the recipe that the grid has now."""
+"""What a run of an experiment was made with: one recipe per folder, and the grid's own."""
 
+import contextlib
+import fcntl
 import json
+import os
 from functools import cache
 from pathlib import Path
 
@@ -25,32 +28,81 @@ def check_kept(grid, root: Path, opts: list[str]) -> None:
         ValueError: they differ; the message names the file, the keys and the way out.
     """
     for name, method in grid.methods.items():
-        now = _recipe(str(method.config), (*grid.opts, *method.opts, *opts))
-        for seed in grid.seeds:
-            file = grid.kept(name, seed)
-            if not file.exists():
-                continue
-            run = json.loads(file.read_text())
-            then = _recipe(str(root / run["config"]), tuple(run["opts"]))
-            other = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
-            if other:
-                keys = [f"{k} {then.get(k)} (now {now.get(k)})" for k in other[:_NAMED]]
-                more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-                raise ValueError(
-                    f"{file} was trained with {', '.join(keys)}{more}: give the grid other "
-                    "RESULTS and OUTPUT folders, or remove the file and the run's output"
-                )
+        now = recipe(str(method.config), (*grid.opts, *method.opts, *opts))
+        for file in (grid.kept(name, seed) for seed in grid.seeds):
+            if file.exists():
+                run = json.loads(file.read_text())
+                then = recipe(str(root / run["config"]), tuple(run["opts"]))
+                _require_same(file, then, now)
+
+
+def record_start(folder: Path, now: dict[str, object], versions: dict[str, str]) -> list[dict]:
+    """Note in a run's folder what it is trained with, each time that it starts or goes on.
+
+    Args:
+        folder: of the run's checkpoints.
+        now: its :func:`recipe`.
+        versions: of the code that is about to run.
+
+    Returns:
+        All versions that the run was trained with so far, the latest last.
+
+    Raises:
+        ValueError: the folder holds the beginning of a run of another recipe.
+    """
+    file = folder / "made_with.json"
+    made_with = json.loads(file.read_text()) if file.exists() else {"recipe": now, "versions": []}
+    _require_same(folder, made_with["recipe"], now)
+    if versions not in made_with["versions"][-1:]:
+        made_with["versions"].append(versions)
+    write_json(file, made_with)
+    return made_with["versions"]
+
+
+@contextlib.contextmanager
+def lock(folder: Path):
+    """Yield a file descriptor that keeps other drivers out of ``folder``, or None if one is in.
+
+    A training that inherits it holds the lock even after its driver was killed.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield file.fileno()
 
 
 @cache
-def _recipe(config: str, opts: tuple[str, ...]) -> dict[str, object]:
-    """All keys that matter, with their values."""
-    return {key: value for key, value in _flat(load_cfg(config, list(opts))) if key not in FREE}
+def recipe(config: str, opts: tuple[str, ...]) -> dict[str, object]:
+    """All keys of a config that a result depends on, with their values as JSON holds them."""
+    flat = {key: value for key, value in _flat(load_cfg(config, list(opts))) if key not in FREE}
+    return json.loads(json.dumps(flat))
+
+
+def write_json(path: Path, value) -> None:
+    """Beside its place and then renamed: a kept result is a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _require_same(where: Path, then: dict, now: dict) -> None:
+    other = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+    if other:
+        keys = [f"{k} {then.get(k)} (now {now.get(k)})" for k in other[:_NAMED]]
+        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+        raise ValueError(
+            f"{where} was trained with {', '.join(keys)}{more}: give the grid other RESULTS and "
+            "OUTPUT folders, or remove both the kept file and the run's folder"
+        )
 
 
 def _flat(node: dict, prefix: str = ""):
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
-        else:  # a list and a tuple of a YAML file mean the same
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
+        else:
+            yield prefix + key, value

@@ -96,7 +96,9 @@ def table(methods: dict[str, dict], baseline: str) -> str:
         if difference is None or name == baseline:
             cells.append("")
         else:
-            cells.append(f"{difference['mean']:+.2f} ± {_number(difference['half_width'])}")
+            pairs = difference["pairs"]
+            of = "" if pairs == len(row["miou"]) else f" ({pairs} of the seeds)"
+            cells.append(f"{difference['mean']:+.2f} ± {_number(difference['half_width'])}{of}")
         if cost is None:
             cells += ["", "", ""]
         else:
@@ -134,7 +136,11 @@ def _runs(grid, method: str) -> dict[int, dict]:
 
 def _mean_results(runs) -> dict[str, float]:
     results = [run["results"] for run in runs]
-    return {key: statistics.mean(r[key] for r in results) for key in results[0]}
+    return {
+        key: statistics.mean(r[key] for r in results)
+        for key in results[0]
+        if all(key in r for r in results)
+    }
 
 
 def _mean_curve(runs) -> dict[str, float]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from experiment_recipes import check_kept
+from experiment_recipes import check_kept, lock, recipe, record_start, write_json
 from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,8 @@ class Grid:
     def load(cls, path: Path) -> "Grid":
         """
         Raises:
-            ValueError: a key is missing or unknown, or a config file does not exist.
+            ValueError: a key is missing or unknown, a config file does not exist or is not of this
+                repository, or a seed is there twice.
         """
         node = yaml.safe_load(path.read_text())
         keys = {"METHODS", "SEEDS", "BASELINE", "OPTS", "RESULTS", "OUTPUT"}
@@ -92,6 +93,10 @@ class Grid:
         missing = [str(m.config) for m in methods.values() if not m.config.is_file()]
         if missing:
             raise ValueError(f"{path}: METHODS names {missing}, which do not exist")
+        if not all(m.config.resolve().is_relative_to(ROOT) for m in methods.values()):
+            raise ValueError(f"{path}: METHODS names files outside {ROOT}")
+        if len(set(node["SEEDS"])) < len(node["SEEDS"]):
+            raise ValueError(f"{path}: SEEDS has some twice: {node['SEEDS']}")
         if node["BASELINE"] not in methods:
             raise ValueError(f"{path}: BASELINE {node['BASELINE']!r} is not one of {list(methods)}")
         return cls(
@@ -114,7 +119,7 @@ class Grid:
 
 def train(
     grid: Grid, method: str, seed: int, num_gpus: int, opts: list[str], jobs: int = 1
-) -> None:
+) -> bool:
     """One run in a process of its own, from its last checkpoint if there is one.
 
     Args:
@@ -124,32 +129,48 @@ def train(
         opts: further KEY VALUE pairs.
         jobs: runs that share the machine's cores.
 
+    Returns:
+        False: another process trains it, or has just done so.
+
     Raises:
         RuntimeError: the training failed; the message names its log.
+        ValueError: it has been begun with another recipe.
     """
     folder = grid.output / f"{method}_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     config, opts = grid.methods[method].config, [*grid.opts, *grid.methods[method].opts, *opts]
     command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(config)]
-    command += ["--num-gpus", str(num_gpus), "--resume", *opts]
+    command += ["--num-gpus", str(num_gpus), "--dist-url", "auto", "--resume", *opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     environment = {**os.environ, **(threads(jobs) if jobs > 1 else {})}
     log = folder / "console.log"
-    with log.open("ab") as file:
-        code = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
-        ).returncode
-    if code:
-        raise RuntimeError(f"{method}, seed {seed} ended with {code}; see {log}")
-    result = {
-        "method": method,
-        "seed": seed,
-        "config": str(config.relative_to(ROOT)),
-        "opts": opts,
-        "versions": versions(),
-        **read_metrics(folder / "metrics.json"),
-    }
-    write_json(grid.kept(method, seed), result)
+    with lock(folder) as held:
+        if held is None or grid.kept(method, seed).exists():
+            return False
+        now = recipe(str(config), tuple(opts))
+        made_with = record_start(folder, now, versions())
+        with log.open("ab") as file:
+            code = subprocess.run(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                pass_fds=[held],
+            ).returncode
+        if code:
+            raise RuntimeError(f"{method}, seed {seed} ended with {code}; see {log}")
+        result = {
+            "method": method,
+            "seed": seed,
+            "config": str(config.resolve().relative_to(ROOT)),
+            "opts": opts,
+            "versions": made_with[-1],
+            "earlier_versions": made_with[:-1],
+            **read_metrics(folder / "metrics.json", now["SOLVER.MAX_ITER"]),
+        }
+        write_json(grid.kept(method, seed), result)
+        return True
 
 
 def threads(jobs: int) -> dict[str, str]:
@@ -170,9 +191,8 @@ def train_all(
 
     def train_one(run: tuple[str, int]) -> None:
         method, seed = run
-        if grid.kept(method, seed).exists():  # another driver of the same grid was faster
-            return
-        train(grid, method, seed, num_gpus, opts, jobs)
+        if not train(grid, method, seed, num_gpus, opts, jobs):
+            return say(f"{method}, seed {seed}: left to another process")
         miou = json.loads(grid.kept(method, seed).read_text())["miou"]
         say(f"{method}, seed {seed}: {miou:.2f}")
 
@@ -186,16 +206,16 @@ def train_all(
             raise
 
 
-def read_metrics(path: Path) -> dict:
+def read_metrics(path: Path, max_iter: int) -> dict:
     """The evaluations of a run: the last one whole, and mIoU by iteration.
 
     Raises:
-        RuntimeError: there is no evaluation.
+        RuntimeError: there is no evaluation at the end of the training.
     """
     records = [json.loads(line) for line in path.read_text().splitlines()]
     evaluations = [r for r in records if f"{METRIC}mIoU" in r]
-    if not evaluations:
-        raise RuntimeError(f"{path} holds no evaluation")
+    if not evaluations or evaluations[-1]["iteration"] < max_iter:
+        raise RuntimeError(f"{path} holds no evaluation at iteration {max_iter}")
     last = evaluations[-1]
     steps = [r["time"] for r in records if "time" in r]
     return {
@@ -215,35 +235,28 @@ def versions() -> dict[str, str]:
     return {"commit": commit or "unknown", **found}
 
 
-def write_json(path: Path, value) -> None:
-    """Beside its place and then renamed: a kept result is a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
-
-
 def measure_cost(grid: Grid, iterations: int, opts: list[str]) -> None:
     """Step time, memory, parameters and FLOPs of all methods, in one run of the benchmark."""
     path = grid.results / "cost.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     order = [grid.baseline, *(name for name in grid.methods if name != grid.baseline)]
     command = [sys.executable, str(ROOT / "tools" / "benchmark_training.py")]
     with tempfile.TemporaryDirectory() as folder:
-        # The benchmark takes config files: one for each method, with its own options.
-        files = [write_config(grid.methods[name], Path(folder) / f"{name}.yaml") for name in order]
+        # The benchmark takes config files: one for each method, with the options of its training.
+        files = [write_config(grid, name, Path(folder) / f"{name}.yaml") for name in order]
+        measured = Path(folder) / "cost.json"
         command += [str(file) for file in files]
-        command += ["--iterations", str(iterations), "--json", str(path)]
-        command += ["--opts", *grid.opts, *opts]
+        command += ["--iterations", str(iterations), "--json", str(measured), "--opts", *opts]
         subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    by_name = dict(zip(order, json.loads(path.read_text()).values(), strict=True))
-    write_json(path, by_name)
+        values = json.loads(measured.read_text()).values()
+    write_json(path, dict(zip(order, values, strict=True)))
 
 
-def write_config(method: Method, path: Path) -> Path:
-    """A config file that is the method's with its options."""
+def write_config(grid: Grid, name: str, path: Path) -> Path:
+    """A config file that is a method's with the grid's and its own options."""
+    method = grid.methods[name]
     node: dict = {"_BASE_": str(method.config)}
-    for key, value in zip(method.opts[::2], method.opts[1::2], strict=True):
+    opts = [*grid.opts, *method.opts]
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
         *parents, leaf = key.split(".")
         place = node
         for parent in parents:
@@ -276,6 +289,9 @@ def main() -> None:
         unknown = set(args.methods or []) - set(grid.methods)
         if unknown:
             raise ValueError(f"--methods {sorted(unknown)}: {args.grid} has {list(grid.methods)}")
+        unknown = set(args.seeds or []) - set(grid.seeds)
+        if unknown:
+            raise ValueError(f"--seeds {sorted(unknown)}: {args.grid} has {grid.seeds}")
         if args.cost:
             return measure_cost(grid, args.cost, args.opts)
         check_kept(grid, ROOT, args.opts)

@@ -82,6 +82,8 @@ def test_the_grids_options_are_those_of_their_configs(tool, path):
         ({"METHODS": {"ce": {"CONFIG": SHAPES, "OPTS": [], "SEED": 1}}}, "CONFIG and OPTS"),
         ({"METHODS": {"ce": ["a", "b"]}}, "CONFIG and OPTS are needed"),
         ({"METHODS": {"ce": {"CONFIG": "no_such.yaml", "OPTS": []}}}, "no_such.yaml"),
+        ({"METHODS": {"ce": sys.executable}}, "outside"),
+        ({"SEEDS": [0, 1, 0]}, "twice"),
     ],
 )
 def test_a_wrong_grid_is_refused(tool, tmp_path, changes, message):
@@ -127,7 +129,7 @@ def test_a_kept_run_of_another_recipe_is_refused(tool, tmp_path):
 def test_a_failed_run_names_its_log_and_keeps_nothing(tool, tmp_path):
     grid = tool.Grid.load(grid_file(tmp_path))
     with pytest.raises(RuntimeError, match=r"ce, seed 3 .*console\.log"):
-        tool.train(grid, "ce", 3, 1, ["SOLVER.NO_SUCH_KEY", "1"])
+        tool.train(grid, "ce", 3, 1, ["DATASETS.TRAIN", "('no_such',)"])
     assert not grid.kept("ce", 3).exists()
 
 
@@ -151,7 +153,7 @@ class FakeRuns:
         self.environments.append(env)
         self.barrier.wait(timeout=20)  # breaks where fewer than these run at once
         time.sleep(0.2 if self.failing else 0)  # as long as it takes to hear of a failure
-        line = {"iteration": 2, "sem_seg/mIoU": 50.0, "time": 0.1}
+        line = {"iteration": 3, "sem_seg/mIoU": 50.0, "time": 0.1}
         (folder / "metrics.json").write_text(json.dumps(line))
         return subprocess.CompletedProcess(command, int(folder.name in self.failing))
 
@@ -182,6 +184,50 @@ def test_a_run_alone_has_the_cores_for_itself(tool, tmp_path, monkeypatch):
     assert not [env for env in fake.environments if tool.threads(2).keys() & env.keys()]
 
 
+def test_a_run_that_another_driver_trains_is_left_to_it(tool, tmp_path, monkeypatch, capsys):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    fake = FakeRuns(tool, monkeypatch)
+    folder = grid.output / "ce_3"
+    folder.mkdir(parents=True)
+    # A training holds the lock by itself: its driver may have been killed.
+    with tool.lock(folder) as held:
+        orphan = subprocess.Popen(["sleep", "60"], pass_fds=[held])
+    tool.train_all(grid, [("ce", 3), ("ours", 3)], jobs=1, num_gpus=1, opts=[])
+    orphan.kill()
+    orphan.wait()
+    assert fake.started == ["ours_3"] and "ce, seed 3: left" in capsys.readouterr().out
+    tool.train_all(grid, [("ce", 3)], jobs=1, num_gpus=1, opts=[])
+    assert fake.started == ["ours_3", "ce_3"]
+
+
+def test_a_run_that_was_begun_with_another_recipe_does_not_go_on(tool, tmp_path, monkeypatch):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    fake = FakeRuns(tool, monkeypatch)
+    tool.train(grid, "ce", 3, 1, [])
+    grid.kept("ce", 3).unlink()
+    with pytest.raises(ValueError, match=r"ce_3 was trained with SOLVER.BASE_LR .*now 0.5"):
+        tool.train(grid, "ce", 3, 1, ["SOLVER.BASE_LR", "0.5"])
+    assert fake.started == ["ce_3"]
+    monkeypatch.setattr(tool, "versions", lambda: {"commit": "later"})
+    assert tool.train(grid, "ce", 3, 1, ["DATALOADER.NUM_WORKERS", "0"])
+    run = json.loads(grid.kept("ce", 3).read_text())
+    assert run["versions"] == {"commit": "later"} and run["earlier_versions"] == [{}]
+
+
+def test_an_evaluation_during_training_is_no_result(tool, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"iteration": 1999, "sem_seg/mIoU": 50.0, "time": 0.1}))
+    with pytest.raises(RuntimeError, match="no evaluation at iteration 3000"):
+        tool.read_metrics(path, 3000)
+    assert tool.read_metrics(path, 1999)["miou"] == 50
+
+
+def test_a_seed_that_the_grid_does_not_have_is_refused(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run", str(grid_file(tmp_path)), "--seeds", "3", "9"])
+    with pytest.raises(SystemExit, match=r"--seeds \[9\].*has \[3, 4, 5\]"):
+        tool.main()
+
+
 def test_after_a_failure_nothing_more_is_begun(tool, tmp_path, monkeypatch):
     grid = tool.Grid.load(grid_file(tmp_path))
     fake = FakeRuns(tool, monkeypatch, failing=["ours_3"])
@@ -203,12 +249,14 @@ def test_a_methods_config_file_is_the_config_with_its_options(tool, tmp_path):
         "DATASETS.TRAIN": "('shapes_sem_seg_val',)",
     }
     pairs = [part for pair in options.items() for part in pair]
-    path = tool.write_config(tool.Method(INSTANT_TEST, pairs), tmp_path / "method.yaml")
-    found, plain = load_cfg(str(path)), load_cfg(str(INSTANT_TEST))
-    assert found == load_cfg(str(INSTANT_TEST), pairs) != plain
+    methods = {"ce": SHAPES, "ours": {"CONFIG": SHAPES, "OPTS": pairs}}
+    grid = tool.Grid.load(grid_file(tmp_path, METHODS=methods))
+    found = load_cfg(str(tool.write_config(grid, "ours", tmp_path / "method.yaml")))
+    plain = load_cfg(str(tool.write_config(grid, "ce", tmp_path / "plain.yaml")))
+    assert found == load_cfg(str(INSTANT_TEST), [*grid.opts, *pairs]) != plain
     assert found.SOLVER.BASE_LR == 0.001 and tuple(found.DATASETS.TRAIN) == ("shapes_sem_seg_val",)
-    empty = tool.write_config(tool.Method(INSTANT_TEST, []), tmp_path / "plain.yaml")
-    assert load_cfg(str(empty)) == plain
+    assert found.SOLVER.MAX_ITER == 7  # the method's, not the grid's 2, as in training
+    assert plain == load_cfg(str(INSTANT_TEST), grid.opts)
 
 
 def test_the_report_compares_by_seed(tool, tmp_path):
@@ -227,8 +275,20 @@ def test_the_report_compares_by_seed(tool, tmp_path):
     assert methods["other"]["difference"]["half_width"] is None
     assert methods["ours"]["iou"]["IoU-sky"] == pytest.approx(methods["ours"]["mean"] + 5)
     assert f"{difference['mean']:+.2f} ± {difference['half_width']:.2f}" in text
+    assert "of the seeds" not in text
     assert (grid.results / "table.md").read_text() == text
     assert "<svg" in (grid.results / "miou.svg").read_text()
+
+
+def test_the_report_says_how_many_seeds_were_compared_and_means_what_all_runs_have(tool, tmp_path):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    keep(tool, grid, {"ce": [50.0, 51.0], "ours": [52.0, 54.0, 53.0]})
+    run = json.loads(grid.kept("ours", 3).read_text())
+    run["results"]["BoundaryIoU"] = 40.0
+    tool.write_json(grid.kept("ours", 3), run)
+    assert "+2.50 ± 6.35 (2 of the seeds)" in tool.write_report(grid)
+    methods = json.loads((grid.results / "results.json").read_text())["methods"]
+    assert "mIoU" in methods["ours"]["iou"] and "BoundaryIoU" not in methods["ours"]["iou"]
 
 
 def test_the_report_is_a_function_of_the_runs(tool, tmp_path):
