@@ -7,6 +7,10 @@ import uuid
 from pathlib import Path
 from types import ModuleType
 
+# Where cores have other work, too, threads that spin while they wait for each other make some
+# operators hundreds of times slower. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch

@@ -142,7 +142,7 @@ class UpsampledFeatures:
         for step, share in self._corners():
             index += step
             for of_cells, weight in zip(cells, weights):
-                of_cells.view(-1).scatter_add_(0, index, (weight * share).view(-1))
+                of_cells.view(-1).scatter_add_(0, index, (weight * share).reshape(-1))
         rows = self._features.flatten(2).transpose(1, 2)
         result = cells.new_empty(num_slots, len(weights), channels + 1)
         for number, of_cells in enumerate(cells):
@@ -153,6 +153,8 @@ class UpsampledFeatures:
     def _index(self, slots, num_slots):
         """Of (B, K, H, W) slots at the first cell of every pixel, in a flattened (B, S, h * w)."""
         batch, _, height, width = self._features.shape
+        # The caller views the result as one row; it takes the layout of the slots.
+        slots = slots.contiguous()
         index = torch.arange(batch, device=slots.device).view(-1, 1, 1, 1) * num_slots + slots
         index *= height * width
         index += self._rows.first[:, None] * width + self._columns.first

@@ -10,6 +10,8 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from ..contrast import ClassMemory
+
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _SPIKE_WINDOW = 20  # iterations whose median a spike is compared with
@@ -64,7 +66,7 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        statistics = self._norm_statistics() if self._max_skipped else {}
+        written = self._written_by_forward() if self._max_skipped else {}
         with torch.autocast(
             self._device_type, self._amp_dtype, enabled=self._amp_dtype is not None
         ):
@@ -73,7 +75,7 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
         if self._max_skipped and not self._is_finite(losses):
-            self._skip(loss_dict, data, statistics)
+            self._skip(loss_dict, data, written)
             return
         self.skipped_in_a_row = 0
         self._write_metrics(loss_dict, data_time, images=_names(data))
@@ -127,8 +129,8 @@ class StepTrainer(SimpleTrainer):
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         return bool(finite)
 
-    def _skip(self, loss_dict, data, statistics: dict[str, torch.Tensor]) -> None:
-        """Leave weights and batch norm's statistics as they were before the step.
+    def _skip(self, loss_dict, data, written: dict[str, torch.Tensor]) -> None:
+        """Leave weights, batch norm's statistics and data-set memories as before the step.
 
         Raises:
             FloatingPointError: too many steps in a row.
@@ -147,17 +149,20 @@ class StepTrainer(SimpleTrainer):
             raise FloatingPointError(f"{text}; {self._max_skipped} steps before it were skipped")
         logging.getLogger(__name__).warning(f"{text}; the step is skipped")
         for name, buffer in self.model.named_buffers():
-            if name in statistics:
-                buffer.copy_(statistics[name])
+            if name in written:
+                buffer.copy_(written[name])
         self.optimizer.zero_grad()
         if comm.is_main_process():
             get_event_storage().put_scalar("skipped_steps", self.skipped_in_a_row)
 
-    def _norm_statistics(self) -> dict[str, torch.Tensor]:
+    def _written_by_forward(self) -> dict[str, torch.Tensor]:
+        """Copies of the buffers that a bad batch can spoil. Not the banks of pixel contrast, which
+        are large and take no vector that is not of length 1."""
+        memories = [n for n, m in self.model.named_modules() if isinstance(m, ClassMemory)]
         return {
             name: buffer.clone()
             for name, buffer in self.model.named_buffers()
-            if name.endswith(_NORM_STATISTICS)
+            if name.endswith(_NORM_STATISTICS) or name.rpartition(".")[0] in memories
         }
 
     def state_dict(self) -> dict:

@@ -106,3 +106,14 @@ def test_nothing_has_the_size_of_upsampled_features():
         pixels.sums([torch.rand(1, 48, 48)] * 2, slots[:, 0], 9)
     operators.assert_no_sync()
     assert operators.largest == features.numel()
+
+
+def test_slots_and_weights_of_any_layout_are_read():
+    features, vectors, slots, weights = problem((3, 4), (6, 5))
+    ours = UpsampledFeatures(features, (6, 5))
+    other, rows = slots.transpose(2, 3).contiguous().transpose(2, 3), weights.permute(0, 3, 1, 2)
+    rows = rows.contiguous().permute(0, 2, 3, 1)
+    assert not other.is_contiguous() and not rows[0].is_contiguous()
+    torch.testing.assert_close(ours.dots(vectors, other), ours.dots(vectors, slots))
+    expected = ours.sums(list(weights), slots[:, 0], 7)
+    torch.testing.assert_close(ours.sums(list(rows), other[:, 0], 7), expected)

@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from d2_pixcontrast.contrast import DatasetMemory, StatisticsMemory
 from d2_pixcontrast.engine.step import StepTrainer
 
 
@@ -137,6 +140,38 @@ def test_a_skipped_step_leaves_no_trace(amp_dtype, caplog):
     assert storage.history("total_loss").values()[-1][1] == 2
     assert len(storage.history("total_loss").values()) == 2
     assert "broken.png; the step is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("memory", [DatasetMemory(2, 4), StatisticsMemory(2, 4)])
+def test_a_skipped_step_leaves_the_memory_that_the_network_reads(memory):
+    """Features may be finite, and enter it, where their loss is not."""
+
+    class Remembering(Normed):
+        def __init__(self):
+            super().__init__()
+            self.memory = copy.deepcopy(memory)
+
+        def forward(self, data):
+            features = self.norm(torch.stack([sample["x"] for sample in data]))[..., None, None]
+            self.memory.update(
+                features.detach(),
+                torch.zeros(len(features), 1, 1, dtype=torch.long),
+                momentum=0.9,
+                ignore_value=255,
+            )
+            loss = self.layer(features[..., 0, 0]).square().mean()
+            return {"loss_a": loss * torch.inf if data is BAD else loss}
+
+    model = Remembering().train()
+    trainer = StepTrainer(
+        model, [GOOD, BAD], torch.optim.SGD(model.parameters(), 0.1), max_skipped_steps=1
+    )
+    with EventStorage():
+        for trainer.iter in range(2):
+            before = {k: v.clone() for k, v in model.state_dict().items()}
+            trainer.run_step()
+    assert model.memory.filled[0] and not model.memory.filled[1]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
