@@ -3,8 +3,8 @@
 
 A run that has finished is kept at once as RESULTS/runs/<method>_<seed>.json and not trained again,
 and one that was interrupted goes on from its last checkpoint: call it again until it says that
-nothing is left. A kept run of another recipe than the grid's is refused, not mixed with the rest.
-Examples::
+nothing is left. Several callers on one machine leave each other's runs alone. A run of another
+recipe than the grid's is refused, not mixed with the rest. Examples::
 
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --methods ce pixcontrast
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --jobs 2
