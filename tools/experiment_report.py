@@ -52,8 +52,8 @@ def summary(by_seed: dict[int, dict], baseline: dict[int, dict]) -> dict:
         "mean": statistics.mean(miou.values()),
         "std": statistics.stdev(miou.values()) if len(miou) > 1 else None,
         "difference": paired_difference(pairs),
-        "iou": _mean_results(by_seed.values()),
-        "curve": _mean_curve(by_seed.values()),
+        "iou": _means([run["results"] for run in by_seed.values()]),
+        "curve": _means([run["curve"] for run in by_seed.values()]),
         "commits": sorted({run["versions"]["commit"] for run in by_seed.values()}),
     }
 
@@ -134,22 +134,10 @@ def _runs(grid, method: str) -> dict[int, dict]:
     return {seed: json.loads(f.read_text()) for seed, f in files.items() if f.exists()}
 
 
-def _mean_results(runs) -> dict[str, float]:
-    results = [run["results"] for run in runs]
-    return {
-        key: statistics.mean(r[key] for r in results)
-        for key in results[0]
-        if all(key in r for r in results)
-    }
-
-
-def _mean_curve(runs) -> dict[str, float]:
-    curves = [run["curve"] for run in runs]
-    return {
-        at: statistics.mean(c[at] for c in curves)
-        for at in curves[0]
-        if all(at in c for c in curves)
-    }
+def _means(records: list[dict[str, float]]) -> dict[str, float]:
+    """Of the numbers that all records have."""
+    common = [key for key in records[0] if all(key in record for record in records)]
+    return {key: statistics.mean(record[key] for record in records) for key in common}
 
 
 def _number(value: float | None) -> str:

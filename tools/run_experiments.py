@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from experiment_recipes import check_kept, lock, recipe, record_start, write_json
+from experiment_records import check_kept, lock, recipe, record_start, write_json
 from experiment_report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,6 @@ from torch.utils.checkpoint import checkpoint
 # gradient, which would be beyond all bounds. With few channels there are such pixels: where no ReLU
 # lets anything pass, and a new projection has no bias.
 _SHORTEST = 1e-6
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class PixelEmbeddings:
@@ -83,7 +82,11 @@ def unit(embeddings: torch.Tensor) -> torch.Tensor:
 
 def _wide(tensor):
     # Half precision cannot hold the squares of small channels.
-    return tensor.float() if tensor.dtype in _HALF else tensor
+    return tensor.to(_wide_dtype(tensor))
+
+
+def _wide_dtype(tensor):
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _affine(weight, maps, bias):
@@ -108,7 +111,7 @@ def _squares(maps):
 
 def _quadratic_form(maps, weight, bias):
     """(B, P) |u|^2 with u = weight @ maps + bias for maps (B, K, P)."""
-    dtype = torch.float32 if maps.dtype in _HALF else maps.dtype
+    dtype = _wide_dtype(maps)
     with torch.autocast(maps.device.type, enabled=False):
         weight, bias = weight.to(dtype), bias.to(dtype)
         return _QuadraticForm.apply(maps, weight.t() @ weight, 2 * (bias @ weight)) + bias @ bias

@@ -1,13 +1,13 @@
-"""What a run of an experiment was made with: one recipe per folder, and the grid's own."""
+"""The files of an experiment's runs: written whole, by one driver, and of the grid's recipe."""
 
 import contextlib
 import fcntl
 import json
-import os
 from functools import cache
 from pathlib import Path
 
 from d2_pixcontrast.engine import load_cfg
+from d2_pixcontrast.engine.checkpoint_files import write_atomically
 
 # What a run's result does not depend on, or what tells runs of one recipe apart.
 FREE = ("OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
@@ -82,11 +82,10 @@ def recipe(config: str, opts: tuple[str, ...]) -> dict[str, object]:
 
 
 def write_json(path: Path, value) -> None:
-    """Beside its place and then renamed: a kept result is a whole one."""
+    """A kept result is a whole one, and its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _require_same(where: Path, then: dict, now: dict) -> None:
