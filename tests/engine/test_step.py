@@ -145,6 +145,7 @@ def test_a_skipped_step_leaves_no_trace(amp_dtype, caplog):
 @pytest.mark.parametrize("memory", [DatasetMemory(2, 4), StatisticsMemory(2, 4)])
 def test_a_skipped_step_leaves_the_memory_that_the_network_reads(memory):
     """Features may be finite, and enter it, where their loss is not."""
+    spoilt = [sample("cc.png"), sample("dddd.png")]
 
     class Remembering(Normed):
         def __init__(self):
@@ -160,11 +161,11 @@ def test_a_skipped_step_leaves_the_memory_that_the_network_reads(memory):
                 ignore_value=255,
             )
             loss = self.layer(features[..., 0, 0]).square().mean()
-            return {"loss_a": loss * torch.inf if data is BAD else loss}
+            return {"loss_a": loss * torch.inf if data is spoilt else loss}
 
     model = Remembering().train()
     trainer = StepTrainer(
-        model, [GOOD, BAD], torch.optim.SGD(model.parameters(), 0.1), max_skipped_steps=1
+        model, [GOOD, spoilt], torch.optim.SGD(model.parameters(), 0.1), max_skipped_steps=1
     )
     with EventStorage():
         for trainer.iter in range(2):
