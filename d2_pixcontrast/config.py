@@ -81,6 +81,8 @@ def complete_folders(cfg: CN, options: list[str] | None = None) -> None:
         except (KeyError, ValueError, AttributeError) as error:  # the last one: no mapping at all
             text = error.args[0] if error.args else error
             raise ValueError(f"{prefix}{name}: {text}; its keys are {', '.join(node)}") from error
+        if f"{prefix}{name}.CLASSES" in (options or [])[::2]:
+            node.CLASSES = None  # a file may take the place of a list, which yacs would refuse
         folders[name] = node
 
 
@@ -342,7 +344,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.MAX_SKIPPED_STEPS = 0
     # A total loss above this times the median of the last 20 is logged with its images; 0 = never.
     cfg.SOLVER.LOSS_SPIKE_FACTOR = 5.0
-    # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept.
+    # Evaluation result whose best checkpoint is kept as model_best.pth; "" = none is kept. With
+    # several DATASETS.TEST it is the mean of them, or "NAME/sem_seg/mIoU" that of one.
     cfg.SOLVER.BEST_CHECKPOINT_METRIC = "sem_seg/mIoU"
 
 

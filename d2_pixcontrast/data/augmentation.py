@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import transforms as T
 
 from .color import ColorJitter
+from .flip_pairs import RandomMirror, common_flip_pairs
 from .resample import PadTransform, RegionTransform
 
 __all__ = ["ColorJitter", "PadToSize", "RandomScaleCrop", "build_augmentations"]
@@ -17,7 +18,8 @@ def build_augmentations(cfg) -> list[T.Augmentation]:
     """The training augmentations that ``cfg.INPUT`` asks for.
 
     Raises:
-        ValueError: INPUT.CROP.TYPE or INPUT.RANDOM_FLIP has a value that is not supported.
+        ValueError: INPUT.CROP.TYPE or INPUT.RANDOM_FLIP has a value that is not supported, or the
+            training sets do not agree on what a mirrored class is.
     """
     crop = cfg.INPUT.CROP
     ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
@@ -37,7 +39,8 @@ def build_augmentations(cfg) -> list[T.Augmentation]:
         )
     ]
     if cfg.INPUT.RANDOM_FLIP == "horizontal":
-        augmentations.append(T.RandomFlip(horizontal=True))
+        pairs = common_flip_pairs(cfg.DATASETS.TRAIN, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        augmentations.append(RandomMirror(pairs))
     jitter = cfg.INPUT.COLOR_JITTER
     augmentations.append(
         ColorJitter(

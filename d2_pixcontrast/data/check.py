@@ -6,9 +6,10 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .datasets import builtin
+from .flip_pairs import flip_pairs
 from .labels import DataError
 
-__all__ = ["check_datasets", "check_registered"]
+__all__ = ["check_datasets", "check_registered", "load_dataset"]
 
 
 def check_datasets(cfg, *, train: bool = True) -> None:
@@ -20,7 +21,8 @@ def check_datasets(cfg, *, train: bool = True) -> None:
 
     Raises:
         DataError: a name is not registered; a folder is missing or empty; an image has no label
-            or a label no image; or NUM_CLASSES or IGNORE_VALUE contradicts the metadata.
+            or a label no image; NUM_CLASSES or IGNORE_VALUE contradicts the metadata; or two
+            datasets number the same classes differently.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     names = [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]
@@ -37,15 +39,26 @@ def check_datasets(cfg, *, train: bool = True) -> None:
             ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", head.IGNORE_VALUE),
             ("ignore label", metadata.get("ignore_label")),
         )
-        builtin.check_files(name)
-        _check_first_files(name, _load(name), train and name in cfg.DATASETS.TRAIN)
+        flip_pairs(name, head.NUM_CLASSES)
+        _check_first_files(name, load_dataset(name))
+    _check_order(names)
 
 
-def _load(name: str) -> list[dict]:
+def load_dataset(name: str) -> list[dict]:
+    """The dicts of a registered dataset.
+
+    Raises:
+        DataError: it is not registered, it is empty, or its files are not there.
+    """
+    check_registered(name)
+    builtin.check_files(name)
     try:
-        return DatasetCatalog.get(name)
+        dicts = DatasetCatalog.get(name)
     except (AssertionError, OSError) as error:  # from a loader that is not ours
         raise DataError(f"dataset {name} cannot be loaded: {error}") from error
+    if not dicts:
+        raise DataError(f"dataset {name} is empty")
+    return dicts
 
 
 def check_registered(name: str) -> None:
@@ -64,12 +77,22 @@ def _check_equal(name: str, ours: tuple[str, int], theirs: tuple[str, int | None
         raise DataError(f"{ours[0]} is {ours[1]}, but dataset {name} has {theirs[0]} {theirs[1]}")
 
 
-def _check_first_files(name: str, dicts: list[dict], is_train: bool) -> None:
-    """The least that any dataset, a user's own too, must fulfil."""
-    if not dicts:
-        raise DataError(f"dataset {name} is empty")
-    keys = ("file_name", "sem_seg_file_name") if is_train else ("file_name",)
-    for key in keys:
+def _check_order(names: list[str]) -> None:
+    """Refuse datasets with the same classes under other ids: their scores would be mixed up."""
+    first = list(MetadataCatalog.get(names[0]).get("stuff_classes") or ()) if names else []
+    for name in names:
+        classes = list(MetadataCatalog.get(name).get("stuff_classes") or ())
+        if sorted(classes) == sorted(first) and classes != first:
+            index = next(i for i, pair in enumerate(zip(classes, first)) if len(set(pair)) > 1)
+            raise DataError(
+                f"datasets {names[0]} and {name} have the same classes in another order: id "
+                f"{index} is {first[index]!r} in one and {classes[index]!r} in the other"
+            )
+
+
+def _check_first_files(name: str, dicts: list[dict]) -> None:
+    """The least that any dataset, a user's own too, must fulfil, for training and for scores."""
+    for key in ("file_name", "sem_seg_file_name"):
         if key not in dicts[0]:
             raise DataError(f'dataset {name} has no "{key}" in its dicts')
         path = dicts[0][key]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -11,7 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2_pixcontrast import add_pixcontrast_config
-from d2_pixcontrast.data import DataError, check_datasets, read_image, read_label
+from d2_pixcontrast.data import DataError, check, check_datasets, read_image, read_label
 from d2_pixcontrast.data.datasets import builtin, classes, shapes, shapes_drawing, table
 
 OWN = [dataset.name for dataset in (*table.DATASETS, *shapes.DATASETS)]
@@ -247,6 +248,34 @@ def test_a_users_dataset_is_checked_too(dicts):
             check_datasets(_config(["users_own"]))
     finally:
         DatasetCatalog.pop("users_own")
+
+
+def own_datasets(monkeypatch, *classes, dicts=None):
+    """Register a data set for each list of classes, without any check of its files."""
+    names = []
+    for index, names_of_ids in enumerate(classes):
+        names.append(f"own_{index}_{uuid.uuid4().hex}")
+        DatasetCatalog.register(names[-1], lambda: dicts or [{"file_name": __file__}])
+        MetadataCatalog.get(names[-1]).set(stuff_classes=names_of_ids, ignore_label=255)
+    if dicts is None:
+        monkeypatch.setattr(check, "_check_first_files", lambda *_: None)
+    return names
+
+
+def test_the_same_classes_in_another_order_are_refused(monkeypatch):
+    one, other, same, different = own_datasets(
+        monkeypatch, ["a", "b"], ["b", "a"], ["a", "b"], ["a", "c"]
+    )
+    check_datasets(_config([one], [same, different], 2, 255))
+    with pytest.raises(DataError, match=rf"{one} and {other} .* id 0 is 'a' in one and 'b' in the"):
+        check_datasets(_config([one], [other], 2, 255))
+    check_datasets(_config([one], [other], 2, 255), train=False)  # nothing to mix up
+
+
+def test_scores_need_labels(monkeypatch):
+    (name,) = own_datasets(monkeypatch, ["a", "b"], dicts=[{"file_name": __file__}])
+    with pytest.raises(DataError, match=f'{name} has no "sem_seg_file_name"'):
+        check_datasets(_config(test=[name], num_classes=2, ignore_value=255), train=False)
 
 
 def test_a_users_loader_that_fails_is_named():

@@ -1,5 +1,6 @@
 """One's own folders, by a call and by a config alone."""
 
+import argparse
 import os
 import pickle
 import re
@@ -109,7 +110,9 @@ def test_twice_the_same_is_fine_and_another_is_not(folders):
         (["x", "y"], {"colors": [(1, 2, 3)]}, "1 colours for 2 classes"),
         (["x", "y"], {"colors": [(1, 2, 3), (1, 2, 256)]}, r"not three numbers of 0\.\.255"),
         (["x", "y"], {"ignore_value": 1}, "ignore value 1 is the id of class 'y'"),
-        (["x", "y"], {"flip_pairs": [(0, 2)]}, r"pairs of ids 0\.\.1"),
+        (["x", "y"], {"flip_pairs": [(0, 2)]}, r"flip_pairs .* of mine .* classes 0\.\.1"),
+        (["x", "y", "z"], {"flip_pairs": [(0, 1), (1, 2)]}, "each class in one pair at most"),
+        ([False, True], {}, "a class is False; YAML reads .* put it in quotes"),
         ("nowhere.txt", {}, "nowhere.txt cannot be read"),
     ],
 )
@@ -121,7 +124,7 @@ def test_what_does_not_fit_is_refused(folders, classes, options, message):
 
 def test_file_of_classes(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("# a comment\nroad\n\ntraffic light\n")
+    path.write_text("# a comment\nroad\n\ntraffic light\n", encoding="utf-8-sig")
     assert read_classes(str(path)) == (["road", "traffic light"], None)
     path.write_text("road 1 2 3\ntraffic light  4 5 6\nlane 2 7 8 9\n")
     names, colors = read_classes(str(path))
@@ -156,6 +159,12 @@ def test_by_config_file_and_command_line(config_file, folders, tmp_path):
     assert again.DATASETS.SEM_SEG_FOLDERS == cfg.DATASETS.SEM_SEG_FOLDERS
 
 
+def test_a_file_of_classes_on_the_command_line_replaces_a_list(config_file, tmp_path):
+    (tmp_path / "classes.txt").write_text("stone\nmoss\n")
+    load_cfg(str(config_file), [f"{KEY}.mine_train.CLASSES", str(tmp_path / "classes.txt")])
+    assert MetadataCatalog.get("mine_train").stuff_classes == ["stone", "moss"]
+
+
 def test_a_missing_folder_is_named_with_its_key(config_file, folders):
     options = [f"{KEY}.mine_train.LABELS", "nowhere"]
     load_cfg(str(config_file), options)
@@ -173,7 +182,7 @@ def test_processes_that_get_a_config_register_its_folders(config_file, monkeypat
     DatasetCatalog.remove("mine_train"), MetadataCatalog.remove("mine_train")
     monkeypatch.setattr(setup, "default_setup", lambda cfg, args: None)
     monkeypatch.setattr(setup, "setup_logger", lambda *args, **kwargs: None)
-    setup.prepare(pickle.loads(pickle.dumps(cfg)), None)
+    setup.prepare(pickle.loads(pickle.dumps(cfg)), argparse.Namespace(eval_only=False))
     assert len(DatasetCatalog.get("mine_train")) == 3
 
 

@@ -1,13 +1,11 @@
 """Test-time augmentation and sliding windows against sums written out by hand."""
 
 import itertools
-import uuid
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
@@ -16,7 +14,6 @@ from d2_pixcontrast.data.resample import RegionTransform
 from d2_pixcontrast.modeling.inference import (
     MultiScaleFlip,
     SlidingWindow,
-    flip_pairs,
     window_starts,
     with_sliding_window,
     with_test_time_augmentation,
@@ -132,16 +129,6 @@ def test_wrong_scales_are_refused():
     for scales in ((), (0.5, 0.0)):
         with pytest.raises(ValueError, match="TEST.AUG.SCALES"):
             MultiScaleFlip(Pointwise(), scales=scales)
-
-
-@pytest.mark.parametrize("pairs", [[(0, 0)], [(0, 1), (1, 2)], [(0, 9)], [(0, 1, 2)]])
-def test_wrong_flip_pairs_are_named(pairs):
-    name = f"pairs_{uuid.uuid4().hex}"
-    assert flip_pairs(name, 4) == []
-    MetadataCatalog.get(name).set(flip_pairs=pairs)
-    with pytest.raises(ValueError, match=rf"flip_pairs .* of {name}"):
-        flip_pairs(name, 4)
-    MetadataCatalog.remove(name)
 
 
 # ---------------------------------------------------------------- windows

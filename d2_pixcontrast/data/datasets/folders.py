@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..flip_pairs import check_flip_pairs
 from ..labels import DataError
 from .colors import Color, distinct_colors
 from .spec import SemSegDataset, register
@@ -82,7 +83,7 @@ def read_classes(path: str) -> tuple[list[str], list[Color] | None]:
         DataError: there is no such file, or some lines have a colour and some have none.
     """
     try:
-        with open(os.path.expanduser(path), encoding="utf-8") as file:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except OSError as error:
         raise DataError(f"the file of classes {path} cannot be read: {error.strerror}") from error
@@ -129,6 +130,11 @@ def _check_forms(classes, colors, flip_pairs) -> None:
     """A config may hold anything there."""
     if not isinstance(classes, Sequence) or not all(isinstance(c, (str, int)) for c in classes):
         raise DataError(f"classes are a list of names, or a text file, not {classes!r}")
+    for label in classes:
+        if isinstance(label, bool):
+            raise DataError(
+                f"a class is {label}; YAML reads yes, no, on and off so: put it in quotes"
+            )
     for kind, items, count in (("colour", colors, 3), ("flip pair", flip_pairs, 2)):
         for item in items:
             if np.shape(item) != (count,) or np.asarray(item).dtype.kind not in "iu":
@@ -151,5 +157,4 @@ def _check(dataset: SemSegDataset) -> None:
             f"the ignore value {dataset.ignore_label} is the id of class "
             f"{classes[dataset.ignore_label]!r}"
         )
-    if not all(len(p) == 2 and all(0 <= v < count for v in p) for p in dataset.flip_pairs):
-        raise DataError(f"flip pairs are pairs of ids 0..{count - 1}, not {dataset.flip_pairs}")
+    check_flip_pairs(dataset.flip_pairs, count, dataset.name)
