@@ -25,7 +25,14 @@ from . import data  # noqa: F401  registers the data sets, for their class names
 from .data import DataError, read_image
 from .engine import load_cfg
 from .prediction.compare import Checkpoint, Comparison, find_checkpoints
-from .prediction.inputs import InputImage, dataset_inputs, find_inputs, is_video, unique_names
+from .prediction.inputs import (
+    InputImage,
+    below_common_root,
+    dataset_inputs,
+    find_inputs,
+    is_video,
+    unique_names,
+)
 from .prediction.outputs import OVERLAY, ResultWriter, picture_scale
 from .prediction.predictor import Predictor
 from .prediction.video import VideoReader, VideoWriter
@@ -113,7 +120,7 @@ def _run(args: argparse.Namespace) -> tuple[str, list[DataError]]:
         writer.write(source, image, predictor(image))
 
     skipped = _each(images, predict, args.skip_errors)
-    names = unique_names([Path(Path(video).name) for video in videos])
+    names = unique_names(below_common_root(videos))
     for video, name in zip(videos, names, strict=True):
         _predict_video(video, args.output / OVERLAY / name, predictor)
     done = [_count(len(images) - len(skipped), "image")] if images else []

@@ -1,14 +1,13 @@
 """Which images to predict for, and the names of what is made of them."""
 
+import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog
-
 from ..data import DataError
-from ..data.check import check_registered
+from ..data.check import load_dataset
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -51,7 +50,7 @@ def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]
     files, folders = [], []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(filter(_is_image, path.rglob("*")))
             if not found:
                 raise DataError(
                     f"the folder {path} has no image ({' '.join(sorted(IMAGE_SUFFIXES))})"
@@ -63,8 +62,8 @@ def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]
             folders.append(path.parent)
         else:
             raise DataError(f"there is no file or folder {path}")
-    files = list(dict.fromkeys(path.absolute() for path in files))
-    root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    files = list(dict.fromkeys(map(_normal, files)))
+    root = Path(os.path.commonpath([_normal(folder) for folder in folders]))
     names = unique_names([path.relative_to(root) for path in files])
     return [
         InputImage(str(path), name, _label_path(labels, path.relative_to(root)))
@@ -76,13 +75,10 @@ def dataset_inputs(dataset_name: str) -> list[InputImage]:
     """The images of a registered data set, with their labels.
 
     Raises:
-        DataError: the data set is not registered, or its files are not there.
+        DataError: the data set is not registered, it is empty, or its files are not there.
     """
-    check_registered(dataset_name)
-    dicts = DatasetCatalog.get(dataset_name)
-    paths = [Path(sample["file_name"]).absolute() for sample in dicts]
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    names = unique_names([path.relative_to(root) for path in paths])
+    dicts = load_dataset(dataset_name)
+    names = unique_names(below_common_root([sample["file_name"] for sample in dicts]))
     return [
         InputImage(sample["file_name"], name, sample.get("sem_seg_file_name"))
         for sample, name in zip(dicts, names, strict=True)
@@ -90,13 +86,38 @@ def dataset_inputs(dataset_name: str) -> list[InputImage]:
 
 
 def unique_names(paths: list[Path]) -> list[str]:
-    """Relative paths without their suffixes; with them (``a_png``) where two would be equal."""
+    """Relative paths without their suffixes; with them (``a_png``) where two would be equal, and
+    with a number where two still are."""
     stems = [str(path.with_suffix("")) for path in paths]
     count = Counter(stems)
-    return [
-        f"{stem}_{path.suffix[1:]}" if count[stem] > 1 else stem
-        for stem, path in zip(stems, paths, strict=True)
-    ]
+    taken = {stem for stem in stems if count[stem] == 1}
+    names = []
+    for stem, path in zip(stems, paths, strict=True):
+        name = stem
+        if count[stem] > 1:
+            longer = f"{stem}_{path.suffix[1:]}"
+            numbered = (f"{longer}_{number}" for number in itertools.count(2))
+            name = next(n for n in itertools.chain([longer], numbered) if n not in taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def below_common_root(paths: list[str]) -> list[Path]:
+    """Paths of files, relative to the folder that they have in common."""
+    files = [_normal(path) for path in paths]
+    root = os.path.commonpath([path.parent for path in files]) if files else ""
+    return [path.relative_to(root) for path in files]
+
+
+def _normal(path: str | os.PathLike) -> Path:
+    """Absolute and without "..", which would lead the names of results out of their folder."""
+    return Path(os.path.abspath(path))
+
+
+def _is_image(path: Path) -> bool:
+    """Hidden files are none: macOS leaves ._NAME beside NAME on foreign file systems."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _label_path(folder: str | None, image: Path) -> str | None:

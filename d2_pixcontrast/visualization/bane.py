@@ -26,6 +26,7 @@ from ..contrast import Bane
 from ..data import SemSegMapper
 from ..engine import SemSegCheckpointer, Trainer, setup_cfg
 from ..modeling.terms import Term
+from ..prediction.inputs import unique_names
 from .anchor_similarity import SimilarityCurve, similarity_by_distance
 from .bane_figures import draw_panel, draw_similarity
 from .colors import class_colors
@@ -163,8 +164,9 @@ def _run(args: argparse.Namespace) -> None:
             curves.append(viewer.curve(name, args.curve_images, args.max_distance))
     metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
     names, written = list(metadata.stuff_classes), []
-    for view in viewer.views(indices):
-        written.append(f"{view.name}.png")
+    files = [Path(Path(viewer.dataset[index]["file_name"]).name) for index in indices]
+    for view, name in zip(viewer.views(indices), unique_names(files), strict=True):
+        written.append(f"{name}.png")
         draw_panel(args.output / written[-1], view, viewer.bane, names, class_colors(metadata))
     if curves:
         written += ["similarity.png", "similarity.json"]

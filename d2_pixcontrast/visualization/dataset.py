@@ -85,6 +85,8 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError("--num-images has to be at least 1")
     cfg = load_cfg(args.config_file, args.opts)
     cfg.SEED = max(cfg.SEED, 0) if args.seed is None else args.seed
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to draw")
     check_datasets(cfg)
     cfg.SOLVER.IMS_PER_BATCH = 1  # a sample depends on its position in the stream alone
     cfg.DATALOADER.NUM_WORKERS = 0

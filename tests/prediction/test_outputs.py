@@ -5,12 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from d2_pixcontrast.data import DataError
 from d2_pixcontrast.prediction.cityscapes import submission_name, to_label_ids
 from d2_pixcontrast.prediction.compare import captions, find_checkpoints
-from d2_pixcontrast.prediction.inputs import InputImage, find_inputs, unique_names
+from d2_pixcontrast.prediction.inputs import (
+    InputImage,
+    below_common_root,
+    dataset_inputs,
+    find_inputs,
+    unique_names,
+)
 from d2_pixcontrast.prediction.outputs import ResultWriter
 from d2_pixcontrast.prediction.predictor import Prediction
 
@@ -56,6 +63,10 @@ def test_names():
     assert unique_names([Path("x.png"), Path("x.jpg"), Path("y.v2.png")]) == [
         *("x_png", "x_jpg", "y.v2"),
     ]
+    # Even where one file has the name that another would get.
+    crowd = ["a.png", "a.jpg", "a_png.jpg", "a.PNG", "b/a.png", "a.png"]
+    names = unique_names([Path(name) for name in crowd])
+    assert names == ["a_png_2", "a_jpg", "a_png", "a_PNG", "b/a", "a_png_3"]
 
 
 @pytest.mark.parametrize(
@@ -91,3 +102,28 @@ def test_inputs(tmp_path):
     assert [image.name for image in files] == ["other/strange", "in/b"]
     with pytest.raises(DataError, match="has no image"):
         find_inputs([str(tmp_path / "empty")])
+    (tmp_path / "in/._b.PNG").touch()  # macOS
+    assert [image.name for image in find_inputs([str(tmp_path / "in")])] == ["b", "sub/a"]
+
+
+def test_names_stay_below_the_output_folder(tmp_path, monkeypatch):
+    for name in ("project/photos/a.png", "data/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "project")
+    found = find_inputs(["../data", "photos", "../project/photos/a.png"])
+    assert [image.name for image in found] == ["data/b", "project/photos/a"]
+    clips = below_common_root(["../data/x.mp4", "photos/x.mp4"])
+    assert list(map(str, clips)) == ["data/x.mp4", "project/photos/x.mp4"]
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(DataError, match="cityscapes"):
+        dataset_inputs("cityscapes_fine_sem_seg_val")
+    DatasetCatalog.register("nothing_there", list)
+    try:
+        with pytest.raises(DataError, match="nothing_there is empty"):
+            dataset_inputs("nothing_there")
+    finally:
+        DatasetCatalog.pop("nothing_there")
