@@ -32,7 +32,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--images", metavar="DIR", help="folder of images")
     parser.add_argument("--labels", metavar="DIR", help="folder of labels")
     parser.add_argument(
-        "--classes", nargs="+", help="names of the ids, or a text file; without: any id will do"
+        "--classes",
+        nargs="+",
+        help="names of the ids (two or more), or one text file; without: any id will do",
     )
     parser.add_argument("--ignore-value", type=int, default=255, help="default 255")
     parser.add_argument("--image-suffix", default="", help="default: any image's extension")

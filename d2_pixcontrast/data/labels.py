@@ -134,6 +134,11 @@ class _naming:
             size = os.path.getsize(PathManager.get_local_path(self.path))
             what = "no image format that is known" if size else "empty"
             raise DataError(f"{self.kind} {self.path} cannot be read: it is {what}") from error
+        if isinstance(error, Image.DecompressionBombError):
+            raise DataError(
+                f"{self.kind} {self.path} cannot be read: Pillow takes it for an attack with more "
+                f"than {2 * Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles"
+            ) from error
         if isinstance(error, Exception) and not isinstance(error, DataError):
             raise DataError(f"{self.kind} {self.path} cannot be read: {error}") from error
 

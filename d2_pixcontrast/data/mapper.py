@@ -156,10 +156,10 @@ class SemSegMapper:
         return label
 
     def _compact(self, label: np.ndarray) -> np.ndarray:
-        """8-bit where ids and ignore value fit: detectron2's augmentations expect that."""
-        if self.num_classes <= 256 and 0 <= self.ignore_value <= 255:
-            return label.astype(np.uint8, copy=False)
-        return label
+        """8-bit where ids and ignore value fit: detectron2's augmentations expect that. Elsewhere
+        the padding's value has to fit, whatever the file has."""
+        narrow = self.num_classes <= 256 and 0 <= self.ignore_value <= 255
+        return label.astype(np.uint8 if narrow else np.int32, copy=False)
 
 
 def _chw(image: np.ndarray) -> torch.Tensor:

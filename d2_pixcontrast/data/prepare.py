@@ -83,7 +83,7 @@ def run(
         argv: the arguments; None = those of the command line.
 
     Raises:
-        SystemExit: something is missing or damaged; with one line that names it.
+        SystemExit: something is missing, damaged or cannot be written; with one line that names it.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -103,6 +103,8 @@ def run(
     except DataError as error:
         hint = f" {ROOT_HINT}" if isinstance(error, _MissingError) and not args.root else ""
         raise SystemExit(f"{name}: {error}{hint}") from None
+    except OSError as error:  # no right to write there, no space left
+        raise SystemExit(f"{name}: {error}") from None
     sys.stdout.write(
         f"{name}: {written} files written, {skipped} skipped (up to date), "
         f"{len(todo.ignored)} ignored (in no split)\n"

@@ -54,6 +54,7 @@ def named_source(name: str) -> Source:
     try:
         if spec:
             _pair(source, spec.pairing())
+            source.dicts = source.dicts if spec.part is None else spec.part(source.dicts)
         else:
             builtin.check_files(name)
             source.dicts = DatasetCatalog.get(name)
@@ -93,7 +94,8 @@ def survey(source: Source, workers: int = 1) -> tuple[str, bool]:
     errors = source.errors + statistics.errors
     lines = [f"{source.name}: {statistics.pairs} pairs of image and label"]
     if statistics.pixels:
-        lines += [*_sizes(statistics), "", *_shares(source, statistics), ""]
+        sizes = _sizes(statistics) if statistics.sizes else []  # none: no image can be read
+        lines += [*sizes, "", *_shares(source, statistics), ""]
         lines += [f"note: {n} {_KINDS[k]}" for k, n in statistics.kinds.items() if k in _KINDS]
         lines += _weights(source, statistics)
     shown = [f"error: {error}" for error in errors[:_SHOWN]]

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from d2_pixcontrast.data.datasets.holdout import drive_ends, without_drive_ends
+from d2_pixcontrast.data.survey import named_source
 
 DRIVES = {"0001TP": 25, "0006R0": 10, "0016E5": 33, "Seq05VD": 2}
 
@@ -60,6 +61,7 @@ def test_the_registered_parts_read_trains_folder(tmp_path, monkeypatch):
     whole = DatasetCatalog.get("camvid_sem_seg_train")
     assert DatasetCatalog.get("camvid_sem_seg_trainfit") == whole[:8]
     assert DatasetCatalog.get("camvid_sem_seg_trainheld") == whole[8:]
+    assert named_source("camvid_sem_seg_trainheld").dicts == whole[8:]  # of the report, too
     for part in ("trainfit", "trainheld"):
         ours, theirs = (MetadataCatalog.get(f"camvid_sem_seg_{name}") for name in (part, "train"))
         assert ours.stuff_classes == theirs.stuff_classes

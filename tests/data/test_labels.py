@@ -99,6 +99,14 @@ def test_unreadable_file_is_named(tmp_path, read, damage, suffix):
         read(str(path))
 
 
+@pytest.mark.parametrize("read", [read_label, lambda path: read_image(path, "RGB")])
+def test_a_file_too_large_for_pillow_is_named_with_the_limit(tmp_path, read, monkeypatch):
+    _save(tmp_path / "huge.png", np.zeros((8, 8), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    with pytest.raises(DataError, match=r"huge\.png cannot .* more than 60 pixels; cut it into"):
+        read(str(tmp_path / "huge.png"))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
 @pytest.mark.parametrize("format", ["RGB", "BGR"])
 @pytest.mark.parametrize("exif", [False, True])

@@ -47,6 +47,17 @@ def test_train_sample(cfg, sample):
     assert set(out["sem_seg"].unique().tolist()) <= {0, 1, 2, 3, 255}
 
 
+@pytest.mark.parametrize("ignore_value", [-1, 65535])
+def test_padding_fits_whatever_the_label_file_has(cfg, sample, ignore_value):
+    """An 8-bit file cannot hold the ignore value of the data set, the padding has to."""
+    cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = ignore_value
+    cfg.INPUT.CROP.SIZE = (200, 200)
+    label = np.asarray(Image.open(sample["sem_seg_file_name"]))
+    Image.fromarray(np.minimum(label, 3)).save(sample["sem_seg_file_name"])
+    out = SemSegMapper(cfg, is_train=True)(sample)
+    assert set(out["sem_seg"].unique().tolist()) == {0, 1, 2, 3, ignore_value}
+
+
 def test_test_sample_has_the_label_in_its_own_size(cfg, sample):
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 20, 0
     out = SemSegMapper(cfg, is_train=False)(sample)

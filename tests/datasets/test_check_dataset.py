@@ -48,6 +48,13 @@ def test_registered_names_and_a_config(few_shapes, capsys):
     assert "shapes_sem_seg_train: 3 pairs" in out and "shapes_sem_seg_val: 2 pairs" in out
 
 
+def test_images_that_cannot_be_read_are_listed(folders, capsys):
+    Image.fromarray(np.full((2, 2), 500, np.uint16)).save(f"{folders[1]}/a.png")
+    assert main(*folders) == 1
+    out = capsys.readouterr().out
+    assert "a.png has mode I;16" in out and "1 error" in out
+
+
 @pytest.mark.parametrize("key, value", [("IGNORE_VALUE", 11), ("NUM_CLASSES", 3)])
 def test_a_model_that_contradicts_the_files_is_an_error(few_shapes, capsys, key, value):
     options = [f"MODEL.SEM_SEG_HEAD.{key}", str(value)]

@@ -276,6 +276,14 @@ def test_an_unknown_id_is_named_and_leaves_no_half_file(tmp_path):
     assert not [*(tmp_path / "ADEChallengeData2016" / "annotations_detectron2").rglob("*.*")]
 
 
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    root = tmp_path / "ADEChallengeData2016"
+    save(root / "annotations" / "training" / "a.png", [[1]])
+    (root / "annotations_detectron2").touch()  # no folder: as impossible as a read-only one
+    with pytest.raises(SystemExit, match=r"^ade20k: .*annotations_detectron2"):
+        run("ade20k", tmp_path)
+
+
 @pytest.mark.parametrize("damage", [b"", b"no image"])
 def test_a_damaged_file_is_named(tmp_path, damage):
     raw = tmp_path / "ADEChallengeData2016" / "annotations" / "training"
