@@ -427,6 +427,8 @@ def test_a_training_without_a_data_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
         setup_cfg(arguments(*options))
     assert setup_cfg(arguments(*options, eval_only=True))
+    with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
+        setup_cfg(arguments(*options, "DATASETS.TEST", "()", eval_only=True))
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path, small_cfg, monkeypatch):

@@ -86,7 +86,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(whole_run, tmp_pa
 
 
 def test_eval_only_is_the_plain_model_and_gives_the_same_numbers(whole_run, tmp_path):
+    (tmp_path / "eval").mkdir()
+    training = (whole_run / "config.yaml").read_bytes()
+    (tmp_path / "eval" / "config.yaml").write_bytes(training)
     text = run(tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", whole_run / "model_final.pth")
+    # What publishing tells of the training is in there.
+    assert (tmp_path / "eval" / "config.yaml").read_bytes() == training
+    assert "model_final.pth" in (tmp_path / "eval" / "config_eval.yaml").read_text()
     assert re.search(r"Dropped \d+ tensors that only training needs", text)
     assert "projector" not in text.split("Dropped")[0].split("Model:")[-1]
     trained = json.loads((whole_run / "sem_seg_evaluation.json").read_text())

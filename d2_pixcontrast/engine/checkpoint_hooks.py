@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -117,28 +118,48 @@ def forward_sigterm() -> None:
 class BestCheckpointHook(HookBase):
     """Keeps ``model_best.pth``, the checkpoint with the highest value of one evaluation result."""
 
-    def __init__(self, checkpointer, metric: str):
+    def __init__(self, checkpointer, metric: str, datasets: Sequence[str] = ()):
         """
         Args:
             checkpointer: a :class:`~d2_pixcontrast.engine.SemSegCheckpointer`.
             metric: a scalar that the evaluation puts into the event storage ("sem_seg/mIoU").
+            datasets: what is evaluated. Results of several have their names in front
+                ("NAME/sem_seg/mIoU"): such a metric is that of one, else it is the mean of all.
         """
         self._checkpointer = checkpointer
         self._metric = metric
+        self._names = [metric]
+        if len(datasets) > 1 and not metric.startswith(tuple(f"{name}/" for name in datasets)):
+            self._names = [f"{name}/{metric}" for name in datasets]
+        self._warned = False
         self.best: float | None = None
         self.best_iteration: int | None = None
 
     def _keep_if_best(self):
-        value, iteration = self.trainer.storage.latest().get(self._metric, (math.nan, -1))
-        # latest() also holds results of earlier evaluations; NaN compares false.
-        fresh = iteration in (self.trainer.iter, self.trainer.storage.iter)
-        if not fresh or not (self.best is None or value > self.best) or math.isnan(value):
+        # latest() also holds results of earlier evaluations.
+        now = (self.trainer.iter, self.trainer.storage.iter)
+        latest = self.trainer.storage.latest()
+        fresh = {name: value for name, (value, iteration) in latest.items() if iteration in now}
+        if not all(name in fresh for name in self._names):
+            self._warn_if_evaluated(fresh)
+            return
+        value = sum(fresh[name] for name in self._names) / len(self._names)
+        if not (self.best is None or value > self.best) or math.isnan(value):  # NaN compares false
             return
         self.best, self.best_iteration = float(value), int(self.trainer.iter)
         self._checkpointer.save("model_best", tag=False, iteration=self.trainer.iter)
         logging.getLogger(__name__).info(
             f"Best {self._metric} so far: {self.best:.3f}, kept as model_best.pth"
         )
+
+    def _warn_if_evaluated(self, fresh: dict[str, float]) -> None:
+        found = sorted(name for name in fresh if "sem_seg/" in name and name.endswith("mIoU"))
+        if found and not self._warned:
+            self._warned = True
+            logging.getLogger(__name__).warning(
+                f"No model_best.pth is kept: SOLVER.BEST_CHECKPOINT_METRIC is {self._metric!r}, "
+                f"but the evaluation gives {', '.join(found)} and others of this form"
+            )
 
     def after_step(self):
         self._keep_if_best()

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import traceback
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from ..config import add_pixcontrast_config, complete_folders, inference_config
 from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
 from .checkpoint import SemSegCheckpointer
+from .checkpoint_files import write_atomically
 from .checkpoint_hooks import PREEMPTED
 from .trainer import merge_results
 
@@ -101,6 +103,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         )
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
+    if args.eval_only and not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()
     return cfg
@@ -124,12 +128,28 @@ def make_output_dir(cfg: CfgNode) -> None:
 def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Logging, output folder and seeds of this process: detectron2's ``default_setup``, and a
     logger for this package beside detectron2's own. Other processes than the first one do not know
-    the config's own datasets yet."""
+    the config's own datasets yet.
+
+    ``config.yaml`` is the training's: an evaluation writes its own to ``config_eval.yaml``.
+    """
     register_folders_of(cfg)
-    default_setup(cfg, args)
+    with _training_config_kept(cfg.OUTPUT_DIR) if args.eval_only else contextlib.nullcontext():
+        default_setup(cfg, args)
     setup_logger(
         cfg.OUTPUT_DIR, comm.get_rank(), name="d2_pixcontrast", abbrev_name="d2_pixcontrast"
     )
+
+
+@contextlib.contextmanager
+def _training_config_kept(folder: str):
+    """Moves the ``config.yaml`` that is written meanwhile aside, and puts back the one before."""
+    path = Path(folder) / "config.yaml"
+    before = path.read_bytes() if path.exists() else None
+    yield
+    if comm.is_main_process():
+        path.replace(path.with_name("config_eval.yaml"))
+        if before is not None:
+            write_atomically(path, lambda file: file.write(before))
 
 
 @contextlib.contextmanager

@@ -94,7 +94,8 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             kept.append(hooks.EvalHook(0, self._test_with_TTA_in_the_end))
         if cfg.SOLVER.BEST_CHECKPOINT_METRIC:
-            kept.append(BestCheckpointHook(self.checkpointer, cfg.SOLVER.BEST_CHECKPOINT_METRIC))
+            metric = cfg.SOLVER.BEST_CHECKPOINT_METRIC
+            kept.append(BestCheckpointHook(self.checkpointer, metric, cfg.DATASETS.TEST))
         writers = self.build_writers() if main else []
         metrics = next((w for w in writers if isinstance(w, MetricsWriter)), None)
         period = cfg.SOLVER.CHECKPOINT_PERIOD

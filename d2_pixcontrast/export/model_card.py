@@ -1,5 +1,6 @@
 """The README.md of a published model."""
 
+import math
 import platform
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def model_card(
     cfg: CfgNode,
     *,
     files: list[Path],
-    scores: Scores | None,
+    scores: list[Scores],
     class_names: list[str],
     cost: NetworkCost,
     iteration: int | None = None,
@@ -28,7 +29,7 @@ def model_card(
     Args:
         cfg: config of the training.
         files: the weights files, the first of which the examples use.
-        scores: None where none are known.
+        scores: of its data sets; [] where none are known.
         class_names: one per class.
         cost: of the network at inference.
         iteration: that the checkpoint was written in, counted from 0; None where it does not say.
@@ -46,7 +47,8 @@ def model_card(
         "`config.yaml` builds exactly this network; `training_config.yaml` is what it was trained "
         "with.",
         "## Scores",
-        _scores(scores, cfg, class_names),
+        *[_scores(found, cfg, class_names) for found in scores],
+        *([] if scores else ["Not known: no evaluation of this checkpoint lay beside it."]),
         "## Use",
         _usage(files[0], cfg),
         "## Classes",
@@ -103,12 +105,11 @@ def _length(max_iter: int, iteration: int | None) -> str:
     return f"checkpoint of iteration {iteration + 1} of {max_iter};"
 
 
-def _scores(scores: Scores | None, cfg: CfgNode, class_names: list[str]) -> str:
-    if scores is None:
-        return "Not known: no evaluation of this checkpoint lay beside it."
+def _scores(scores: Scores, cfg: CfgNode, class_names: list[str]) -> str:
     dataset = scores.dataset or ", ".join(cfg.DATASETS.TEST)
     images = f", {scores.num_images} images" if scores.num_images else ""
-    values = {name: f"{value:.2f}" for name, value in scores.values.items()}
+    # NaN: a class that is nowhere in the data.
+    values = {k: f"{v:.2f}" if math.isfinite(v) else "-" for k, v in scores.values.items()}
     means = sorted((name for name in values if "-" not in name), key=lambda n: (n != "mIoU", n))
     by_class = {name: values[f"IoU-{name}"] for name in class_names if f"IoU-{name}" in values}
     text = f"{dataset}{images}, in percent, from the run's `{scores.source}`.\n\n"

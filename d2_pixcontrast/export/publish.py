@@ -77,12 +77,14 @@ def publish(
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
-    scores = read_results(results) if results else None
+    scores = [read_results(results)] if results else []
     model = load_inference_model(cfg, weights)
     checkpoint = PathManager.get_local_path(weights)
     iteration = read_weights_file(checkpoint, map_location="meta").get("iteration")
-    if scores is None:
-        scores = find_results(Path(checkpoint).parent, iteration, cfg.SOLVER.MAX_ITER)
+    if not scores:
+        scores = find_results(
+            Path(checkpoint).parent, iteration, cfg.SOLVER.MAX_ITER, cfg.DATASETS.TEST
+        )
     _warn_of_another_config(cfg, Path(checkpoint).with_name("config.yaml"))
     state = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}
     cost = network_cost(InferenceGraph(model, cfg.INPUT.FORMAT), _image_size(cfg))
@@ -132,6 +134,8 @@ def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
             theirs = yaml.safe_load(file)
         ours = yaml.safe_load(cfg.dump())
         other = [k for k in ("SOLVER", "DATASETS", "SEED") if theirs.get(k, ours[k]) != ours[k]]
+        if theirs.get("MODEL", {}).get("WEIGHTS", cfg.MODEL.WEIGHTS) != cfg.MODEL.WEIGHTS:
+            other.append("MODEL.WEIGHTS")
     except (OSError, yaml.YAMLError, AttributeError) as error:
         logger.warning(f"{run_config} cannot be compared with the given config: {error}")
         return
@@ -176,7 +180,8 @@ def _portable(cfg: CfgNode) -> CfgNode:
     if "://" not in cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = os.path.basename(cfg.MODEL.WEIGHTS)
     for name, node in cfg.DATASETS.get("SEM_SEG_FOLDERS", {}).items():
-        node.IMAGES, node.LABELS = (os.path.basename(p) for p in (node.IMAGES, node.LABELS))
+        node.IMAGES = os.path.basename(os.path.normpath(node.IMAGES)) or "images"
+        node.LABELS = os.path.basename(os.path.normpath(node.LABELS)) or "labels"
         node.CLASSES = list(MetadataCatalog.get(name).get("stuff_classes", node.CLASSES))
     return cfg
 

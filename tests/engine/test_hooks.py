@@ -51,6 +51,36 @@ def test_the_best_checkpoint_is_kept(results, saved, best):
     assert checkpointer.saved == saved and hook.best == best
 
 
+class SeveralSets(Loop):
+    """Evaluates two data sets: one scores what ``results`` says, the other ten less."""
+
+    def after_step(self):
+        if self.iter in self.results:
+            self.storage.put_scalar("a/sem_seg/mIoU", self.results[self.iter])
+            self.storage.put_scalar("b/sem_seg/mIoU", self.results[self.iter] - 10)
+        TrainerBase.after_step(self)
+
+
+@pytest.mark.parametrize(
+    "metric, best", [("sem_seg/mIoU", 25.0), ("a/sem_seg/mIoU", 30.0), ("b/sem_seg/mIoU", 20.0)]
+)
+def test_of_several_data_sets_it_is_the_mean_or_one(metric, best):
+    loop, checkpointer = SeveralSets({1: 10.0, 3: 30.0, 5: 20.0}, 7), Checkpointer()
+    hook = BestCheckpointHook(checkpointer, metric, ["a", "b"])
+    loop.register_hooks([hook])
+    loop.train(0, 7)
+    assert checkpointer.saved == [1, 3] and hook.best == best
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_told_once(caplog):
+    loop, checkpointer = Loop({1: 10.0, 3: 30.0}, 7), Checkpointer()
+    loop.register_hooks([BestCheckpointHook(checkpointer, "sem_seg/miou", ["a"])])
+    loop.train(0, 7)
+    assert not checkpointer.saved
+    (record,) = caplog.records
+    assert "'sem_seg/miou', but the evaluation gives sem_seg/mIoU" in record.getMessage()
+
+
 def test_a_resumed_run_remembers_its_best():
     checkpointer = Checkpointer()
     first = BestCheckpointHook(checkpointer, "sem_seg/mIoU")
@@ -99,6 +129,18 @@ def run_with_progress(start, stop, seed=3, rank=0):
     with EventStorage(start):
         loop.train(start, 10)
     return model
+
+
+def test_a_frozen_backbone_does_not_hide_the_schedule():
+    """Its group comes first, and its learning rate is 0 from the start."""
+    head, backbone = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [backbone], "lr": 0.0}, {"params": [head]}], lr=0.5)
+    scheduler = LRMultiplier(optimizer, WarmupPolySchedule(1.0), max_iter=10)
+    model, loop = Told(), Loop({}, 10)
+    loop.run_step = lambda: (optimizer.step(), scheduler.step())
+    loop.register_hooks([TrainingProgressHook(model, scheduler, seed=0, rank=0)])
+    loop.train(0, 10)
+    assert [p.lr_factor for p in model.seen] == pytest.approx([1 - i / 10 for i in range(10)])
 
 
 def test_progress_and_generators_are_functions_of_the_iteration():

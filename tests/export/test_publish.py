@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from conftest import CONFIGS
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -119,11 +120,13 @@ def test_a_memory_that_the_network_reads_stays(small_cfg, tmp_path):
 
 def test_folders_of_ones_own_data_are_not_told(run, tmp_path):
     cfg, checkpoint = run
-    node = {"IMAGES": "/home/somebody/images", "LABELS": "/home/somebody/l", "CLASSES": "c.txt"}
+    node = {"IMAGES": "/home/somebody/images", "LABELS": "/home/somebody/l/", "CLASSES": "c.txt"}
     cfg.DATASETS.SEM_SEG_FOLDERS = CfgNode({"shapes_sem_seg_train": node})
     published = publish(cfg, str(checkpoint), tmp_path / "out")
     text = published.training_config.read_text()
     assert "/home/somebody" not in text and "c.txt" not in text and "rhombus" in text
+    own = yaml.safe_load(text)["DATASETS"]["SEM_SEG_FOLDERS"]["shapes_sem_seg_train"]
+    assert (own["IMAGES"], own["LABELS"]) == ("images", "l")
 
 
 def test_commands_of_the_card_work_for_ones_own_data(run, made_up_dataset, tmp_path):
@@ -171,6 +174,7 @@ def test_the_card_says_how_far_the_training_was(run, tmp_path, weights, schedule
         ("SOLVER.BASE_LR", 0.5, "SOLVER"),
         ("DATASETS.TRAIN", ("camvid_sem_seg_train",), "DATASETS"),
         ("SEED", 77, "SEED"),
+        ("MODEL.WEIGHTS", "model_best.pth", "MODEL.WEIGHTS"),
         ("OUTPUT_DIR", "elsewhere", None),
     ],
 )
@@ -204,6 +208,26 @@ def test_the_card_has_the_scores_of_these_weights(run, tmp_path, weights, score)
     assert "shapes_sem_seg_val" in card
 
 
+def test_the_card_has_the_scores_of_every_data_set(run, tmp_path):
+    cfg, checkpoint = run
+    cfg.DATASETS.TEST = ("shapes_sem_seg_val", "shapes_sem_seg_train")
+    record = {f"{name}/sem_seg/mIoU": 10.0 + i for i, name in enumerate(cfg.DATASETS.TEST)}
+    (checkpoint.parent / "metrics.json").write_text(json.dumps({"iteration": 60, **record}))
+    card = publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+    scores = card.split("## Scores")[1].split("## Use")[0]
+    val, train = (scores.index(text) for text in cfg.DATASETS.TEST)
+    assert val < scores.index("| mIoU | 10.00 |") < train < scores.index("| mIoU | 11.00 |")
+
+
+def test_a_torn_line_of_the_records_is_passed_over(run, tmp_path):
+    cfg, checkpoint = run
+    metrics(checkpoint.parent, 60)
+    with (checkpoint.parent / "metrics.json").open("a") as file:
+        file.write('\n{"iteration": 61, "total_lo')
+    card = publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+    assert "| mIoU | 72.34 |" in card or "| mIoU | 72.35 |" in card
+
+
 def test_scores_of_other_weights_are_not_taken(run, tmp_path):
     cfg, checkpoint = run
     metrics(checkpoint.parent, 29, 49)
@@ -217,6 +241,10 @@ def test_scores_from_a_file(run, tmp_path):
     results.write_text(json.dumps({"dataset": "mine", "num_images": 7, "sem_seg": EVALUATION}))
     card = publish(cfg, str(checkpoint), tmp_path / "out", results=results).card.read_text()
     assert "mine, 7 images" in card and "| mIoU | 12.35 |" in card
+    absent = {**EVALUATION, "IoU-disc": None}  # a class that the data set does not show
+    results.write_text(json.dumps({"sem_seg": absent}))
+    card = publish(cfg, str(checkpoint), tmp_path / "out", results=results).card.read_text()
+    assert "| disc | - |" in card
     results.write_text("[]")
     with pytest.raises(ValueError, match="--results .*sem_seg_evaluation.json"):
         publish(cfg, str(checkpoint), tmp_path / "out", results=results)
