@@ -27,13 +27,14 @@ class TrainingProgressHook(HookBase):
 
     def before_step(self):
         iteration = self.trainer.iter
-        base_lr = self._scheduler.base_lrs[0]
-        # Not get_last_lr(), which after a resume is that of the start until the next step.
-        lr = self._scheduler.optimizer.param_groups[0]["lr"]
+        # Not get_last_lr(), which after a resume is that of the start until the next step. Nor just
+        # the first group: a frozen backbone's rate is 0 and says nothing of the schedule.
+        rates = zip(self._scheduler.optimizer.param_groups, self._scheduler.base_lrs, strict=True)
+        lr_factor = next((group["lr"] / base for group, base in rates if base), 0.0)
         progress = TrainingProgress(
             iteration=iteration,
             max_iter=self.trainer.max_iter,
-            lr_factor=lr / base_lr if base_lr else 0.0,
+            lr_factor=lr_factor,
             seed=self.seed,
         )
         for module in self._targets:

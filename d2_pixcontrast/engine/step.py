@@ -14,14 +14,18 @@ from ..contrast import ClassMemory
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_GRADIENT = "a gradient"
+_SCALE_PERIOD = 20  # iterations between two looks at the loss scale
+_SMALLEST_SCALE = 2.0**-8  # 2**16 at first, and halved by every gradient that is not finite
 _SPIKE_WINDOW = 20  # iterations whose median a spike is compared with
 
 
 class StepTrainer(SimpleTrainer):
     """Forward, backward, update, with or without mixed precision, on any device.
 
-    Detectron2's AMPTrainer insists on CUDA and, in 0.5, on float16. A loss that is not finite stops
-    the training before it reaches the weights, or has its step skipped.
+    Detectron2's AMPTrainer insists on CUDA and, in 0.5, on float16. A loss or gradient that is not
+    finite stops the training before it reaches the weights, or has its step skipped; of the
+    gradients of float16 some are expected to overflow, and the scaler skips these.
     """
 
     def __init__(
@@ -74,23 +78,30 @@ class StepTrainer(SimpleTrainer):
         losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
-        if self._max_skipped and not self._is_finite(losses):
+        norm = self._gradient_norm()
+        if self._max_skipped and not self._is_finite(losses, norm):
             self._skip(loss_dict, data, written)
             return
         self.skipped_in_a_row = 0
-        self._write_metrics(loss_dict, data_time, images=_names(data))
+        self._write_metrics(loss_dict, data_time, images=_names(data), norm=norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self._check_scale()
 
-    def _write_metrics(self, loss_dict, data_time, prefix="", images=()) -> None:
+    def _write_metrics(self, loss_dict, data_time, prefix="", images=(), norm=None) -> None:
         """Record the losses, averaged over the ranks, under detectron2's names.
 
         Raises:
-            FloatingPointError: a loss of any rank is not finite; names iteration, loss and images.
+            FloatingPointError: a loss of any rank, or the gradient, whose ``norm`` is given, is not
+                finite; names iteration, loss and images.
         """
-        values = torch.stack([loss.detach().float() for loss in loss_dict.values()]).tolist()
+        # All in one transfer, which waits for the backward pass anyhow.
+        scalars = [*loss_dict.values(), *([] if norm is None else [norm])]
+        values = torch.stack([value.detach().float() for value in scalars]).tolist()
         own = dict(zip(loss_dict, values))
         bad = [name for name, value in own.items() if not math.isfinite(value)]
+        if not bad and not math.isfinite(values[-1]):
+            bad = [_GRADIENT]
         # The names travel only if they are needed.
         gathered = comm.gather((own, data_time, bad, images if bad else ()))
         if bad and not comm.is_main_process():
@@ -119,12 +130,31 @@ class StepTrainer(SimpleTrainer):
                 f"({parts}); images of this process: {', '.join(images)}"
             )
 
-    def _is_finite(self, losses: torch.Tensor) -> bool:
+    def _gradient_norm(self) -> torch.Tensor | None:
+        """Of all gradients together; None with the scaler, which looks at them itself."""
+        if self.grad_scaler.is_enabled():
+            return None
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def _check_scale(self) -> None:
+        """Raises FloatingPointError where the scaler has skipped nothing but bad gradients for so
+        long that its scale has vanished. Looked at now and then, since it waits for the device."""
+        if not self.grad_scaler.is_enabled() or (self.iter + 1) % _SCALE_PERIOD:
+            return
+        scale = self.grad_scaler.get_scale()
+        if scale < _SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"not finite at iteration {self.iter}: {_GRADIENT}, for so long that the loss "
+                f"scale of float16 has fallen to {scale:.2g}; SOLVER.AMP.DTYPE bfloat16 needs none, "
+                "and without SOLVER.AMP.ENABLED the loss that causes it is named"
+            )
+
+    def _is_finite(self, losses: torch.Tensor, norm: torch.Tensor | None) -> bool:
         """Whether loss and gradients of all ranks are finite. Waits for the device."""
         finite = losses.detach().isfinite().float()
-        if not self.grad_scaler.is_enabled():  # which has an opinion on gradients itself
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            finite = finite * torch.nn.utils.get_total_norm(grads).isfinite()
+        if norm is not None:
+            finite = finite * norm.isfinite()
         if comm.get_world_size() > 1:
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         return bool(finite)
@@ -142,9 +172,7 @@ class StepTrainer(SimpleTrainer):
         if guilty:
             text = "; ".join(_not_finite(self.iter, *report) for report in guilty)
         else:  # gradients are sums over the ranks
-            text = _not_finite(
-                self.iter, ["a gradient"], [n for _, names in reports for n in names]
-            )
+            text = _not_finite(self.iter, [_GRADIENT], [n for _, names in reports for n in names])
         if self.skipped_in_a_row > self._max_skipped:
             raise FloatingPointError(f"{text}; {self._max_skipped} steps before it were skipped")
         logging.getLogger(__name__).warning(f"{text}; the step is skipped")

@@ -1,11 +1,15 @@
 """What the heads with training-only terms have in common."""
 
+import logging
+
 import torch
 from detectron2.utils import comm
 from torch import nn
 
 from ..compat import current_event_storage
 from .terms import TermInputs, TrainingProgress
+
+logger = logging.getLogger(__name__)
 
 
 class HeadWithTerms(nn.Module):
@@ -74,6 +78,12 @@ class HeadWithTerms(nn.Module):
         """Where training stands; to be asked once in every training forward."""
         if self._progress is not None:
             return self._progress
+        if not self._forwards:
+            logger.warning(
+                "Nobody tells the head where training stands: warm-ups end after one iteration and "
+                "a memory's momentum stays as it is. Add the TrainingProgressHook of "
+                "d2_pixcontrast.engine to your trainer"
+            )
         progress = TrainingProgress(iteration=self._forwards, max_iter=max(self._forwards, 1))
         self._forwards += 1
         return progress

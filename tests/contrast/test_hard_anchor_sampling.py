@@ -66,7 +66,7 @@ def counts_of(sample, labels):
 
 @pytest.mark.parametrize("wrong", [0.0, 0.02, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize(
-    "max_samples, max_views", [(64, 10), (1024, 100), (17, 1), (30, 3), (15, 5)]
+    "max_samples, max_views", [(64, 10), (1024, 100), (17, 1), (30, 3), (15, 5), (45, 3), (80, 9)]
 )
 def test_counts_follow_the_published_rules(wrong, max_samples, max_views):
     labels, predictions = random_maps(size=(30, 40), wrong=wrong)

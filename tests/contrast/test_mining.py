@@ -109,6 +109,27 @@ def test_hardest_in_a_bank_equals_the_dense_formula(budget, temperature, monkeyp
     torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["random", "semi_hard"])
+@pytest.mark.parametrize("budget", [1, 1 << 23])
+def test_every_anchor_draws_from_a_bank_with_its_own_key(mode, budget, monkeypatch):
+    """Equal anchors: equal keys give equal choices, other keys other ones."""
+    monkeypatch.setattr(mined_loss, "_BUDGET", budget)
+    _, _, _, bank = random_case(1, 2, (40,), seed=1, fill=torch.tensor([40, 40]))
+    anchors = torch.nn.functional.normalize(torch.ones(4, 6, dtype=torch.float64), dim=1)
+    labels, mask = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool)
+    mining = Mining(mode, num_positives=5, num_negatives=5, hard_fraction=0.5)
+    for key in (1, 2, 3):
+        keys = torch.tensor([7, key * 1_000_003, 7, key * 5_000_011])
+        logs = mined_loss.mined_log_negatives(anchors, labels, bank, mining, keys, temperature=0.1)
+        sums, counts = mined_loss.mined_positive_losses(
+            *(anchors, torch.zeros(4).double(), labels, mask, bank, mining, keys), temperature=0.1
+        )
+        assert counts.tolist() == [5] * 4
+        for values in (logs, sums):
+            assert values[0] == values[2]
+            assert len(values.unique()) == 3
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_with_room_for_all_every_mode_is_the_whole_loss(mode):
     anchors, labels, mask, bank = random_case(30, 4, (9, 6), seed=4)

@@ -176,11 +176,6 @@ def test_a_skipped_step_leaves_the_memory_that_the_network_reads(memory):
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
-    class Root(Normed):
-        def forward(self, data):
-            out = self.layer(self.norm(torch.stack([s["x"] for s in data])))
-            return {"loss_a": (out - out.detach()).square().sum().sqrt()}  # 0; its slope is NaN
-
     model = Root().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trainer = StepTrainer(
@@ -191,6 +186,44 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
         trainer.run_step()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert "a gradient" in caplog.text
+
+
+class Root(Normed):
+    """A loss of 0 whose slope is NaN."""
+
+    def forward(self, data):
+        out = self.layer(self.norm(torch.stack([s["x"] for s in data])))
+        return {"loss_a": (out - out.detach()).square().sum().sqrt()}
+
+
+@pytest.mark.parametrize("amp_dtype", [None, "bfloat16"])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(amp_dtype):
+    model = Root().train()
+    before = [p.clone() for p in model.parameters()]
+    trainer = StepTrainer(model, [GOOD], torch.optim.SGD(model.parameters(), 0.1), amp_dtype)
+    trainer.iter = 7
+    with (
+        EventStorage(),
+        pytest.raises(FloatingPointError, match="iteration 7: a gradient; .* a.png, bbb.png"),
+    ):
+        trainer.run_step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("max_skipped_steps", [0, 2])
+def test_half_precision_does_not_go_on_for_ever_without_a_finite_gradient(max_skipped_steps):
+    """The scaler skips each of these steps without a word."""
+    model = Root().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    trainer = StepTrainer(model, [GOOD] * 60, optimizer, "float16", max_skipped_steps)
+    with (
+        EventStorage() as storage,
+        pytest.raises(FloatingPointError, match=r"a gradient, .* loss scale .* fallen to"),
+    ):
+        for trainer.iter in range(60):
+            storage.iter = trainer.iter
+            trainer.run_step()
+    assert trainer.iter == 39
 
 
 def test_too_many_skipped_steps_in_a_row_stop_the_training():

@@ -41,12 +41,12 @@ def make_term(**options):
     return term.double()
 
 
-def make_inputs(seed=0, batch=2, wrong=0.3, first_image=0):
+def make_inputs(seed=0, batch=2, wrong=0.3, first_image=0, ignore=IGNORE):
     """Class 2 is one pixel that the coarser grids miss; class 3 is nowhere."""
     g = torch.Generator().manual_seed(seed)
     labels = nearest_resize(torch.randint(2, (batch, 4, 6), generator=g), SIZE)
     labels[:, 2, 2] = 2  # on the grid of stride 2 alone
-    labels[:, -3:] = IGNORE
+    labels[:, -3:] = ignore
     other = torch.randint(CLASSES, labels.shape, generator=g)
     guess = other.where(torch.rand(labels.shape, generator=g) < wrong, labels.clamp(max=3))
     logits = torch.nn.functional.one_hot(guess[:, ::2, ::2], CLASSES).movedim(-1, 1).double()
@@ -58,7 +58,7 @@ def make_inputs(seed=0, batch=2, wrong=0.3, first_image=0):
         features={n: f.requires_grad_() for n, f in features.items()},
         logits=logits,
         labels=labels,
-        ignore_value=IGNORE,
+        ignore_value=ignore,
         progress=TrainingProgress(iteration=5, max_iter=10, seed=3),
         first_image=first_image,
     )
@@ -77,7 +77,12 @@ def naive(term, inputs):
             keys = inputs.random_keys(size.numel(), 100 + 3 * number + 1)
             options = dict(keep_percent=term.bane.keep_percent, target=term.bane.target)
             chosen = sample_boundary_negatives(
-                labels, predictions, keys, num_classes=CLASSES, ignore_value=IGNORE, **options
+                labels,
+                predictions,
+                keys,
+                num_classes=CLASSES,
+                ignore_value=inputs.ignore_value,
+                **options,
             ).mask
         pixels = [
             (
@@ -89,7 +94,7 @@ def naive(term, inputs):
             for b in range(len(labels))
             for y in range(size[0])
             for x in range(size[1])
-            if labels[b, y, x] != IGNORE
+            if labels[b, y, x] != inputs.ignore_value
         ]
         of_class = {n: [z for z, label, *_ in pixels if label == n] for n in range(CLASSES)}
         means = {n: sum(rows) / len(rows) for n, rows in of_class.items() if rows}
@@ -145,6 +150,14 @@ def test_loss_and_gradient_are_those_of_loops(options):
     torch.testing.assert_close(
         gradients(losses["loss_contextrast"], term, inputs), gradients(expected, term, inputs)
     )
+
+
+@pytest.mark.parametrize("bane", [None, Bane(keep_percent=50.0)])
+def test_an_ignore_value_among_the_classes(bane):
+    term, inputs = make_term(bane=bane), make_inputs(ignore=1)
+    losses, scalars = term(inputs)
+    assert scalars["contextrast/num_anchors/res2"] == 2  # not class 1, which is most of it
+    torch.testing.assert_close(losses["loss_contextrast"], naive(term, inputs))
 
 
 def test_without_errors_the_negatives_are_those_of_the_ablation():

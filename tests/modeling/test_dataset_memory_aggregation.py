@@ -109,6 +109,15 @@ def naive_module(module, f, m, entries, read_logits, hard=False):
     return module.hidden(o)
 
 
+@pytest.mark.parametrize("context_head", [False, True])
+def test_training_reads_with_the_logits_of_inference(context_head):
+    """Those of the context head where there is one, although the pixels' classifier runs, too."""
+    module = make_module(fusion="concat", context_head=context_head).train()
+    out = module(features(), torch.randn(1, CONTEXT, *grid(16)).double())
+    assert out.pixel_logits is not None and (out.context_logits is not None) == context_head
+    assert out.read_logits is (out.context_logits if context_head else out.pixel_logits)
+
+
 @pytest.mark.parametrize("context_stride", [16, 4], ids=["one grid", "finer context"])
 @pytest.mark.parametrize("fusion", ["attention", "concat"])
 @pytest.mark.parametrize("context_head", [False, True])
