@@ -146,8 +146,8 @@ class StepTrainer(SimpleTrainer):
         if scale < _SMALLEST_SCALE:
             raise FloatingPointError(
                 f"not finite at iteration {self.iter}: {_GRADIENT}, for so long that the loss "
-                f"scale of float16 has fallen to {scale:.2g}; SOLVER.AMP.DTYPE bfloat16 needs none, "
-                "and without SOLVER.AMP.ENABLED the loss that causes it is named"
+                f"scale of float16 has fallen to {scale:.2g}; SOLVER.AMP.DTYPE bfloat16 has none, "
+                "and without SOLVER.AMP.ENABLED the first such iteration is named"
             )
 
     def _is_finite(self, losses: torch.Tensor, norm: torch.Tensor | None) -> bool:
