@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 def write_report(grid) -> str:
-    """Write results.json, README.md and miou.svg into the grid's folder of results.
+    """Write results.json, table.md and miou.svg into the grid's folder of results.
 
     Args:
         grid: a ``run_experiments.Grid``.

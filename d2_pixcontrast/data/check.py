@@ -6,7 +6,7 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .datasets import builtin
-from .flip_pairs import flip_pairs
+from .flip_pairs import common_flip_pairs, flip_pairs
 from .labels import DataError
 
 __all__ = ["check_datasets", "check_registered", "load_dataset"]
@@ -21,8 +21,9 @@ def check_datasets(cfg, *, train: bool = True) -> None:
 
     Raises:
         DataError: a name is not registered; a folder is missing or empty; an image has no label
-            or a label no image; NUM_CLASSES or IGNORE_VALUE contradicts the metadata; or two
-            datasets number the same classes differently.
+            or a label no image; NUM_CLASSES or IGNORE_VALUE contradicts the metadata; two
+            datasets number the same classes differently; or those to train on do not agree on what
+            a mirrored class is.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     names = [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]
@@ -42,6 +43,8 @@ def check_datasets(cfg, *, train: bool = True) -> None:
         flip_pairs(name, head.NUM_CLASSES)
         _check_first_files(name, load_dataset(name))
     _check_order(names)
+    if train and cfg.INPUT.RANDOM_FLIP == "horizontal":
+        common_flip_pairs(cfg.DATASETS.TRAIN, head.NUM_CLASSES)
 
 
 def load_dataset(name: str) -> list[dict]:

@@ -272,6 +272,17 @@ def test_the_same_classes_in_another_order_are_refused(monkeypatch):
     check_datasets(_config([one], [other], 2, 255), train=False)  # nothing to mix up
 
 
+def test_training_sets_that_mirror_differently_are_refused(monkeypatch):
+    one, other = own_datasets(monkeypatch, ["a", "b"], ["a", "b"])
+    MetadataCatalog.get(other).set(flip_pairs=[(0, 1)])
+    check_datasets(_config([one], [other], 2, 255))
+    config = _config([one, other], [], 2, 255)
+    with pytest.raises(DataError, match=f"{one} and {other} have different flip_pairs"):
+        check_datasets(config)
+    config.INPUT.RANDOM_FLIP = "none"
+    check_datasets(config)
+
+
 def test_scores_need_labels(monkeypatch):
     (name,) = own_datasets(monkeypatch, ["a", "b"], dicts=[{"file_name": __file__}])
     with pytest.raises(DataError, match=f'{name} has no "sem_seg_file_name"'):
