@@ -136,8 +136,8 @@ class _naming:
             raise DataError(f"{self.kind} {self.path} cannot be read: it is {what}") from error
         if isinstance(error, Image.DecompressionBombError):
             raise DataError(
-                f"{self.kind} {self.path} cannot be read: Pillow takes it for an attack with more "
-                f"than {2 * Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles"
+                f"{self.kind} {self.path} cannot be read: {str(error).rstrip('.')}; "
+                "cut it into tiles"
             ) from error
         if isinstance(error, Exception) and not isinstance(error, DataError):
             raise DataError(f"{self.kind} {self.path} cannot be read: {error}") from error

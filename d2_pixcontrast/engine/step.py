@@ -100,10 +100,10 @@ class StepTrainer(SimpleTrainer):
         values = torch.stack([value.detach().float() for value in scalars]).tolist()
         own = dict(zip(loss_dict, values))
         bad = [name for name, value in own.items() if not math.isfinite(value)]
-        if not bad and not math.isfinite(values[-1]):
-            bad = [_GRADIENT]
+        # Of all ranks alike: one that is not finite may be due to a loss of any of them.
+        bad_gradient = norm is not None and not math.isfinite(values[-1])
         # The names travel only if they are needed.
-        gathered = comm.gather((own, data_time, bad, images if bad else ()))
+        gathered = comm.gather((own, data_time, bad, images if bad or bad_gradient else ()))
         if bad and not comm.is_main_process():
             raise FloatingPointError(_not_finite(self.iter, bad, images))
         if not comm.is_main_process():
@@ -111,6 +111,9 @@ class StepTrainer(SimpleTrainer):
         for _, _, names, their_images in gathered:
             if names:
                 raise FloatingPointError(_not_finite(self.iter, names, their_images))
+        if bad_gradient:
+            everybodys = [name for *_, their_images in gathered for name in their_images]
+            raise FloatingPointError(_not_finite(self.iter, [_GRADIENT], everybodys))
         storage = get_event_storage()
         means = {n: sum(losses[n] for losses, *_ in gathered) / len(gathered) for n in own}
         self._log_spike(sum(means.values()), means, images)
