@@ -71,9 +71,8 @@ def complete_folders(cfg: CN, options: list[str] | None = None) -> None:
     """
     folders = cfg.DATASETS.SEM_SEG_FOLDERS
     prefix = "DATASETS.SEM_SEG_FOLDERS."
-    named = [
-        key[len(prefix) :].split(".")[0] for key in (options or [])[::2] if key.startswith(prefix)
-    ]
+    keys = (options or [])[::2]
+    named = [key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)]
     for name in dict.fromkeys((*folders, *named)):
         node = sem_seg_folder_node()
         try:
@@ -81,7 +80,7 @@ def complete_folders(cfg: CN, options: list[str] | None = None) -> None:
         except (KeyError, ValueError, AttributeError) as error:  # the last one: no mapping at all
             text = error.args[0] if error.args else error
             raise ValueError(f"{prefix}{name}: {text}; its keys are {', '.join(node)}") from error
-        if f"{prefix}{name}.CLASSES" in (options or [])[::2]:
+        if f"{prefix}{name}.CLASSES" in keys:
             node.CLASSES = None  # a file may take the place of a list, which yacs would refuse
         folders[name] = node
 

@@ -44,16 +44,14 @@ def common_flip_pairs(dataset_names: list[str], num_classes: int) -> list[tuple[
         DataError: two of them have different ones, so that there is no telling how to mirror; or as
             :func:`check_flip_pairs`.
     """
-    first: list[tuple[int, int]] = []
-    for index, name in enumerate(dataset_names):
-        pairs = flip_pairs(name, num_classes)
-        if index and {frozenset(p) for p in pairs} != {frozenset(p) for p in first}:
+    of_each = [flip_pairs(name, num_classes) for name in dataset_names]
+    for name, pairs in zip(dataset_names, of_each, strict=True):
+        if set(map(frozenset, pairs)) != set(map(frozenset, of_each[0])):
             raise DataError(
-                f"data sets {dataset_names[0]} and {name} have different flip_pairs: {first} and "
-                f"{pairs}; give them the same, or set INPUT.RANDOM_FLIP none"
+                f"data sets {dataset_names[0]} and {name} have different flip_pairs: {of_each[0]} "
+                f"and {pairs}; give them the same, or set INPUT.RANDOM_FLIP none"
             )
-        first = first if index else pairs
-    return first
+    return of_each[0] if of_each else []
 
 
 def exchange(labels: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:

@@ -64,8 +64,7 @@ def find_results(
     if iteration is None or not path.is_file():
         return []
     wanted = {iteration, max_iter if iteration == max_iter - 1 else iteration}
-    prefixes = {f"{name}/{_PREFIX}": name for name in datasets}
-    prefixes[_PREFIX] = datasets[0] if len(datasets) == 1 else None
+    prefixes = {_PREFIX: None, **{f"{name}/{_PREFIX}": name for name in datasets}}
     found = {}
     for record in _records(path):
         if record.get("iteration") not in wanted:

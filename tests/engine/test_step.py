@@ -88,6 +88,14 @@ class Normed(torch.nn.Module):
         return {"loss_a": out.square().mean(), "loss_b": out.abs().mean() * 0.1}
 
 
+class Root(Normed):
+    """A loss of 0 whose slope is NaN."""
+
+    def forward(self, data):
+        out = self.layer(self.norm(torch.stack([s["x"] for s in data])))
+        return {"loss_a": (out - out.detach()).square().sum().sqrt()}
+
+
 def sample(name, value=None):
     x = torch.randn(4, generator=torch.Generator().manual_seed(len(name)))
     return {"file_name": name, "x": x if value is None else torch.full((4,), value)}
@@ -186,14 +194,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(caplog):
         trainer.run_step()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert "a gradient" in caplog.text
-
-
-class Root(Normed):
-    """A loss of 0 whose slope is NaN."""
-
-    def forward(self, data):
-        out = self.layer(self.norm(torch.stack([s["x"] for s in data])))
-        return {"loss_a": (out - out.detach()).square().sum().sqrt()}
 
 
 @pytest.mark.parametrize("amp_dtype", [None, "bfloat16"])
