@@ -12,6 +12,7 @@ from ..config_numbers import look_up
 from ..engine.checkpoint import TRAINING_ONLY
 from ..engine.checkpoint_files import write_atomically
 from ..modeling import build_model
+from .class_names import spelled_otherwise
 from .foreign_file import ForeignCheckpoint, read_foreign_checkpoint
 from .rules import Mapping, apply_rules
 from .source import Source
@@ -103,19 +104,17 @@ def _check_classes(cfg: CfgNode, checkpoint: ForeignCheckpoint, path: str) -> li
     )
     if theirs is None or not ours:
         return ["the file does not name its classes; their order is taken to be the config's"]
-    for index, pair in enumerate(zip(theirs, ours)):
-        if _plain(pair[0]) != _plain(pair[1]):
-            raise ValueError(
-                f"{path} was trained on other classes than {datasets[0]}: class {index} is "
-                f"{pair[0]!r} there and {pair[1]!r} here"
-            )
-    if len(theirs) != len(ours):
-        raise ValueError(f"{path} names {len(theirs)} classes, {datasets[0]} has {len(ours)}")
-    return [f"its {len(theirs)} classes are those of {datasets[0]}"]
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+    try:
+        renamed = spelled_otherwise(theirs, ours)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} was trained on other classes than {datasets[0]}: {error}"
+        ) from error
+    notes = [f"its {len(theirs)} classes are those of {datasets[0]}"]
+    if renamed:
+        pairs = ", ".join(f"{a!r} for {b!r}" for a, b in renamed)
+        notes.append(f"taken for other names of the same {len(renamed)} classes: {pairs}")
+    return notes
 
 
 def _drop_unused_training_parts(mapping: Mapping, own: dict) -> None:

@@ -217,9 +217,16 @@ def test_classes_in_another_order_are_named(tmp_path):
     assert "shapes_sem_seg_val" in message and "theirs.pth" in message
 
 
+def test_another_name_of_a_class_is_noted(tmp_path):
+    ours = classes_of(tiny_cfg())
+    names = [*ours[:-1], "another name"]
+    result = converted(Tiny, tmp_path, tiny_checkpoint()[0], meta={"CLASSES": names})
+    assert any(f"'another name' for {ours[-1]!r}" in note for note in result.notes)
+
+
 def test_fewer_classes_are_named(tmp_path):
     meta = {"dataset_meta": {"classes": classes_of(tiny_cfg())[:-1]}}
-    refused(tmp_path, tiny_checkpoint()[0], "names 7 classes, shapes_sem_seg_val has 8", meta=meta)
+    refused(tmp_path, tiny_checkpoint()[0], "names 7 classes, not 8", meta=meta)
 
 
 def test_another_network_is_refused_with_what_does_not_fit(tmp_path):
