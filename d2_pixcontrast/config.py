@@ -6,12 +6,16 @@ from .compat import add_deeplab_config
 WRAPPER_NAME = "ContrastWrapperHead"  # in MODEL.SEM_SEG_HEAD.NAME
 
 
-def add_pixcontrast_config(cfg: CN) -> None:
-    """Add the project's keys to ``cfg``, detectron2's DeepLab keys among them.
+def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
+    """Add the project's keys to ``cfg``, detectron2's DeepLab keys among them, and in place.
 
-    Changes ``cfg`` in place. Detectron2's own defaults are changed in a few places where
-    semantic segmentation wants something else; each of these lines says so.
+    Args:
+        cfg: of detectron2.
+        keep_defaults: leave the values of the keys that ``cfg`` has already. Otherwise some of
+            detectron2's defaults are changed, where semantic segmentation wants something else
+            (the input's colours and scale, the schedule, the head); each of these lines says so.
     """
+    before = cfg.clone()
     add_deeplab_config(cfg)
     _add_datasets(cfg)
     _add_input(cfg)
@@ -22,6 +26,16 @@ def add_pixcontrast_config(cfg: CN) -> None:
     _add_dataset_memory(cfg)
     _add_solver(cfg)
     _add_test(cfg)
+    if keep_defaults:
+        _put_back(cfg, before)
+
+
+def _put_back(cfg: CN, before: CN) -> None:
+    for key, value in before.items():
+        if isinstance(value, CN):
+            _put_back(cfg[key], value)
+        else:
+            cfg[key] = value
 
 
 def inference_config(cfg: CN) -> CN:
@@ -100,6 +114,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.BASE_SHORT_EDGE = 0
     # Scale jitter: one factor, uniform in this range, for both sides.
     cfg.INPUT.SCALE_RANGE = (0.5, 2.0)
+    # Jitter of the width over the height, uniform in this range; the area stays as it is.
+    cfg.INPUT.ASPECT_RANGE = (1.0, 1.0)
     cfg.INPUT.COLOR_JITTER = CN()
     cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0  # added to all channels, uniform in +-this, of 255
     cfg.INPUT.COLOR_JITTER.CONTRAST = (1.0, 1.0)  # range of a factor on all channels
@@ -330,11 +346,15 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"  # detectron2: WarmupMultiStepLR
     cfg.SOLVER.POLY_LR_POWER = 0.9
+    # Learning rate at the end / at the start, which the polynomial falls to (mmsegmentation's
+    # min_lr); POLY_LR_CONSTANT_ENDING instead cuts it off at a share.
+    cfg.SOLVER.POLY_LR_END = 0.0
     cfg.SOLVER.WARMUP_ITERS = 0  # detectron2: 1000
     cfg.SOLVER.HEAD_LR_MULTIPLIER = 1.0  # learning rate of all but the backbone / BASE_LR
     cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 1.0  # learning rate of the backbone / BASE_LR
-    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0  # detectron2: as WEIGHT_DECAY
+    # Of norm layers and of biases; None = as WEIGHT_DECAY, like the four methods' codes.
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None  # detectron2: 0.0
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
     # Of a transformer's position embeddings, relative position biases and class tokens.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # of SOLVER.AMP.ENABLED; or "bfloat16"

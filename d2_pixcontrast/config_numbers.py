@@ -17,10 +17,12 @@ class Rule(NamedTuple):
     Attributes:
         text: completes "it has to be ...".
         holds: whether a finite number is that.
+        none: whether None is right, too.
     """
 
     text: str
     holds: Callable[[float], bool]
+    none: bool = False
 
 
 class ListRule(NamedTuple):
@@ -47,6 +49,7 @@ def _ascends(values: list) -> bool:
 
 ABOVE_0 = Rule("above 0", lambda v: v > 0)
 FROM_0 = Rule("0 or more", lambda v: v >= 0)
+FROM_0_OR_NONE = Rule("None, or 0 or more", lambda v: v >= 0, none=True)
 FROM_1 = Rule("1 or more", lambda v: v >= 1)
 FRACTION = Rule("from 0 to 1", lambda v: 0 <= v <= 1)
 SHARE = Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
@@ -92,6 +95,7 @@ _NODES = {
     "INPUT.": {
         "BASE_SHORT_EDGE": FROM_0,
         "SCALE_RANGE": FACTOR_RANGE,
+        "ASPECT_RANGE": FACTOR_RANGE,
         "COLOR_JITTER.BRIGHTNESS": FROM_0,
         "COLOR_JITTER.CONTRAST": RANGE_FROM_0,
         "COLOR_JITTER.SATURATION": RANGE_FROM_0,
@@ -190,11 +194,12 @@ _NODES = {
         "CHECKPOINT_PERIOD": FROM_1,
         "CLIP_GRADIENTS.CLIP_VALUE": ABOVE_0,
         "POLY_LR_POWER": FROM_0,
+        "POLY_LR_END": FRACTION,
         "POLY_LR_CONSTANT_ENDING": FRACTION,
         "HEAD_LR_MULTIPLIER": FROM_0,
         "BACKBONE_LR_MULTIPLIER": FROM_0,
-        "WEIGHT_DECAY_NORM": FROM_0,
-        "WEIGHT_DECAY_BIAS": FROM_0,
+        "WEIGHT_DECAY_NORM": FROM_0_OR_NONE,
+        "WEIGHT_DECAY_BIAS": FROM_0_OR_NONE,
         "WEIGHT_DECAY_EMBED": FROM_0,
         "CHECKPOINTS_TO_KEEP": FROM_0,
         "MAX_SKIPPED_STEPS": FROM_0,
@@ -244,7 +249,7 @@ def look_up(cfg: CfgNode, key: str):
 
 def _fulfils(value, rule: Rule | ListRule) -> bool:
     if isinstance(rule, Rule):
-        return _is_number(value) and rule.holds(value)
+        return rule.none if value is None else _is_number(value) and rule.holds(value)
     if not isinstance(value, (list, tuple)):
         return False
     return all(_is_number(v) and rule.each(v) for v in value) and rule.whole(list(value))

@@ -220,6 +220,7 @@ NOT_A_NUMBER = [float("nan"), float("inf"), "1", None]
 IMPOSSIBLE = {
     "above 0": [0, -0.1],
     "0 or more": [-1],
+    "None, or 0 or more": [-1],
     "1 or more": [0, -3],
     "from 0 to 1": [-0.1, 2],
     "above 0 and at most 1": [0.0, 1.5],
@@ -260,6 +261,9 @@ def with_value(cfg, key, value):
 def test_impossible_numbers_are_named(base_cfg, key):
     text = RULES[key].text if key in RULES else "(height, width), each 1 or more"
     for value in [*IMPOSSIBLE[text], *NOT_A_NUMBER]:
+        if value is None and text.startswith("None, or"):
+            check_numbers(with_value(base_cfg, key, value))
+            continue
         message = re.escape(f"{key} is {value}; it has to be {text}")
         with pytest.raises(ValueError, match=message):
             check_numbers(with_value(base_cfg, key, value))

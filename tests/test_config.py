@@ -369,6 +369,11 @@ def test_mcibis_numbers(dataset, network):
     assert (0.1 if "vit" in network else 1.0) == solver.BACKBONE_LR_MULTIPLIER
     assert CROPS[dataset] == cfg.INPUT.CROP.SIZE
     assert cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA == 0.75 and cfg.INPUT.COLOR_JITTER.HUE == 36
+    assert tuple(cfg.INPUT.ASPECT_RANGE) == (1, 1) and cfg.INPUT.COLOR_JITTER.BRIGHTNESS == 32
+    end = 0.1 if (dataset, network) == ("COCOStuff10K", "deeplabv3_s101") else 0
+    assert (end, None, None) == (
+        *(solver.POLY_LR_END, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS),
+    )
     assert tuple(cfg.INPUT.SCALE_RANGE) == ((0.75, 1.25) if dataset == "LIP" else (0.5, 2.0))
     assert head.CLASS_WEIGHTS == [] and not twin.MODEL.DATASET_MEMORY.ENABLED
     # Auxiliary: the stage of 1024 channels of ResNets, three blocks of ViT, none on HRNet; OCR's
@@ -472,6 +477,12 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
             *(solver.IMS_PER_BATCH, cfg.INPUT.CROP.SIZE),
         ]
         assert tuple(cfg.INPUT.SCALE_RANGE) == (0.5, 2.0) and solver.POLY_LR_POWER == 0.9
+        assert (
+            solver.WEIGHT_DECAY_NORM is solver.WEIGHT_DECAY_BIAS is None and not solver.POLY_LR_END
+        )
+        jitters = dataset not in ("ADE20K", "CamVid")  # which ContrastiveSeg does not have
+        assert tuple(cfg.INPUT.ASPECT_RANGE) == ((0.9, 1.1) if jitters else (1, 1))
+        assert (10 if jitters else 0) == cfg.INPUT.COLOR_JITTER.BRIGHTNESS
         weights = cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS
         assert len(weights) == (19 if dataset == "Cityscapes" else 0)
         if "PixelContrast" not in cfg.MODEL.SEM_SEG_HEAD.TERMS:

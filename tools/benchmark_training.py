@@ -103,6 +103,16 @@ def _synchronize() -> None:
 
 
 def main() -> None:
+    """Run; bad input ends in one line."""
+    args = _parser().parse_args()
+    logging.disable(logging.INFO)
+    try:
+        _run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmark_training.py: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="+", help="the first one is the reference")
     parser.add_argument("--iterations", type=int, default=20)
@@ -110,8 +120,10 @@ def main() -> None:
     parser.add_argument("--peak-memory", action="store_true", help="print that of one config alone")
     parser.add_argument("--json", type=Path, help="write the result there, too")
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs for all configs")
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.peak_memory:
         sys.stdout.write(f"{own_peak_memory(args.configs[0], args.opts)}\n")
         return

@@ -104,6 +104,11 @@ def _settings(cfg) -> dict[str, object]:
     if name.startswith("hrnet"):
         # Whether its stem has a ReLU in the middle ("first_relu_off") depends on the file.
         return settings | {"MODEL.TIMM.HRNET_FUSION": "bilinear"}
+    if name.startswith("vit"):
+        # Nothing in the file tells its dilations. COCO-Stuff's first edition, of 473x473, has those
+        # of ADE20K.
+        small = "ade20k" in data or cfg.MODEL.TIMM.IMAGE_SIZE == 473
+        settings["MODEL.SEM_SEG_HEAD.ASPP_DILATIONS"] = [6, 12, 18] if small else [12, 24, 36]
     variants = {"resnest": "plain_dilated_shortcuts", "vit": "bilinear_positions"}
     wanted = [variant for kind, variant in variants.items() if name.startswith(kind)]
     return settings | {"MODEL.TIMM.VARIANTS": wanted}

@@ -4,6 +4,8 @@ Like detectron2's own they draw from numpy's global generator, which the train l
 every sample (:func:`d2_pixcontrast.data.seeding.seeded`), and they compose with any other.
 """
 
+import math
+
 import numpy as np
 from detectron2.data import transforms as T
 
@@ -33,6 +35,7 @@ def build_augmentations(cfg) -> list[T.Augmentation]:
         RandomScaleCrop(
             crop_size=tuple(crop.SIZE) if crop.ENABLED else None,
             scale_range=tuple(cfg.INPUT.SCALE_RANGE),
+            aspect_range=tuple(cfg.INPUT.ASPECT_RANGE),
             base_short_edge=cfg.INPUT.BASE_SHORT_EDGE,
             max_category_area=crop.SINGLE_CATEGORY_MAX_AREA,
             ignore_value=ignore_value,
@@ -70,6 +73,7 @@ class RandomScaleCrop(T.Augmentation):
         self,
         crop_size: tuple[int, int] | None,
         scale_range: tuple[float, float] = (1.0, 1.0),
+        aspect_range: tuple[float, float] = (1.0, 1.0),
         base_short_edge: int = 0,
         max_category_area: float = 1.0,
         ignore_value: int = 255,
@@ -78,6 +82,7 @@ class RandomScaleCrop(T.Augmentation):
         Args:
             crop_size: (height, width) in pixels of the scaled image; None = no crop.
             scale_range: of the factor, which is drawn uniformly.
+            aspect_range: of a factor on width / height, which is drawn uniformly.
             base_short_edge: length in pixels that the short edge has at factor 1; 0 = its own.
             max_category_area: largest share of the crop's labelled pixels that one class may take.
             ignore_value: label of the pixels that are not labelled.
@@ -95,8 +100,9 @@ class RandomScaleCrop(T.Augmentation):
         scale = self._rand_range(*self.scale_range)
         if self.base_short_edge > 0:
             scale *= self.base_short_edge / min(height, width)
+        scales = self._random_aspect(scale)
         for _ in range(self.TRIES):
-            transform = self._random_region(height, width, scale)
+            transform = self._random_region(height, width, scales)
             if not self.looks_at_labels or sem_seg is None:
                 break
             if self._is_varied(transform.apply_segmentation(sem_seg)):
@@ -106,10 +112,20 @@ class RandomScaleCrop(T.Augmentation):
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> RegionTransform:
         return self.draw(*image.shape[:2], sem_seg)
 
-    def _random_region(self, height: int, width: int, scale: float) -> RegionTransform:
+    def _random_aspect(self, scale: float) -> tuple[float, float]:
+        """Factors of height and width."""
+        lowest, highest = self.aspect_range
+        if lowest == highest == 1:  # draws no number
+            return scale, scale
+        root = math.sqrt(self._rand_range(lowest, highest))
+        return scale / root, scale * root
+
+    def _random_region(
+        self, height: int, width: int, scales: tuple[float, float]
+    ) -> RegionTransform:
         crop_height, crop_width = self.crop_size or (None, None)
-        y, source_height, out_height = self._random_span(height, scale, crop_height)
-        x, source_width, out_width = self._random_span(width, scale, crop_width)
+        y, source_height, out_height = self._random_span(height, scales[0], crop_height)
+        x, source_width, out_width = self._random_span(width, scales[1], crop_width)
         return RegionTransform(y, x, source_height, source_width, out_height, out_width)
 
     def _random_span(self, size: int, scale: float, crop: int | None) -> tuple[int, int, int]:

@@ -111,9 +111,12 @@ def check_label(label: np.ndarray, num_classes: int, ignore_value: int, path: st
 def check_same_size(image: np.ndarray, label: np.ndarray, image_path: str, label_path: str) -> None:
     """Raise :class:`DataError` unless image (H, W, 3) and label (H, W) have the same size."""
     if image.shape[:2] != label.shape:
+        hint = ""
+        if image.shape[:2] == label.shape[::-1]:
+            hint = "; the image is read as its EXIF orientation turns it, the label as it is stored"
         raise DataError(
             f"image {image_path} is {image.shape[1]}x{image.shape[0]} (width x height), "
-            f"but its label {label_path} is {label.shape[1]}x{label.shape[0]}"
+            f"but its label {label_path} is {label.shape[1]}x{label.shape[0]}{hint}"
         )
 
 

@@ -6,6 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .check import check_registered
 from .datasets import builtin, find_pairs, registered
+from .datasets.pairing import NO_PAIR
 from .labels import DataError
 from .statistics import DatasetStatistics, class_weights, inspect_dataset
 
@@ -98,6 +99,7 @@ def survey(source: Source, workers: int = 1) -> tuple[str, bool]:
         lines += [*sizes, "", *_shares(source, statistics), ""]
         lines += [f"note: {n} {_KINDS[k]}" for k, n in statistics.kinds.items() if k in _KINDS]
         lines += _weights(source, statistics)
+        lines += _warnings(source, statistics)
     shown = [f"error: {error}" for error in errors[:_SHOWN]]
     if len(errors) > _SHOWN:
         shown.append(f"error: ... and {len(errors) - _SHOWN} more")
@@ -108,7 +110,28 @@ def survey(source: Source, workers: int = 1) -> tuple[str, bool]:
 def _pair(source: Source, pairing: dict) -> None:
     pairs = find_pairs(**pairing)
     source.dicts = pairs.dicts
-    source.errors += [f"{path} is missing" for path in pairs.missing]
+    missing = [f"{path} is missing" for path in pairs.missing]
+    if missing and not pairs.dicts:
+        missing[0] += NO_PAIR
+    source.errors += missing
+
+
+def _warnings(source: Source, statistics: DatasetStatistics) -> list[str]:
+    """What training would take, but hardly anybody wants."""
+    ignored = source.ignore_value
+    names = dict(enumerate(source.classes or ()))
+    names.pop(ignored, None)
+    shown = statistics.pixels.keys() - {ignored}
+    if not shown:
+        return [f"warning: all pixels have the ignore value {ignored}"]
+    absent = [name for label, name in names.items() if label not in shown]
+    if absent and len(shown) == 1 and statistics.pixels[ignored]:
+        return [
+            f"warning: beside the ignore value {ignored} there is one id alone, and no label shows "
+            f"{', '.join(absent)}. If {ignored} is a class (a mask of 0 and 255), write another id "
+            "for it into the labels"
+        ]
+    return []
 
 
 def _sizes(statistics: DatasetStatistics) -> list[str]:

@@ -175,8 +175,9 @@ class SemSegCheckpointer(DetectionCheckpointer):
         _drop_training_only(checkpoint["model"], self.model, self.logger)
         checkpoint["model"] = _fit_wrapper(checkpoint["model"], self.model, self.logger)
         incompatible = super()._load_model(checkpoint)
-        missing = list(incompatible.missing_keys)
         shapes = [key for key, *_ in incompatible.incorrect_shapes]
+        # Fvcore names those of another shape among the missing ones, too.
+        missing = [key for key in incompatible.missing_keys if key not in shapes]
         if self.strict and (missing or shapes):
             self._misfit(missing, incompatible.incorrect_shapes)
         if len(missing) + len(shapes) == len(self.model.state_dict()):
@@ -193,7 +194,11 @@ class SemSegCheckpointer(DetectionCheckpointer):
             )
         if missing:
             parts.append(f"{len(missing)} missing tensors (first: {missing[0]})")
-        raise ValueError(f"{self._path_in_errors} does not fit this model: {', '.join(parts)}")
+        text = f"{self._path_in_errors} does not fit this model: {', '.join(parts)}"
+        config = os.path.join(os.path.dirname(self._path_in_errors), "config.yaml")
+        if os.path.isfile(config):
+            text += f"; it was probably trained with {config}"
+        raise ValueError(text)
 
     def _refuse_backbone_alone(self, path: str) -> None:
         if self.strict:

@@ -18,8 +18,10 @@ from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
 from ..config import add_pixcontrast_config, complete_folders, inference_config
+from ..config_errors import check_doubled_keys, way_out
 from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
+from ..plugins import import_plugins
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_files import write_atomically
 from .checkpoint_hooks import PREEMPTED
@@ -57,19 +59,21 @@ def default_argument_parser(prog: str = "train_net.py") -> argparse.ArgumentPars
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     """The config of a file and of KEY VALUE pairs, not frozen. Only safe YAML is read.
 
-    The datasets of DATASETS.SEM_SEG_FOLDERS are registered.
+    The datasets of DATASETS.SEM_SEG_FOLDERS are registered, plugins imported.
 
     Raises:
-        ValueError: there is no such file, a key or value does not fit, or a number is impossible;
-            the message names it.
+        ValueError: there is no such file, a key or value does not fit, a key is there twice, or a
+            number is impossible; the message names it.
     """
     cfg = get_cfg()
     add_pixcontrast_config(cfg)
+    import_plugins(cfg)
     if config_file and not os.path.isfile(config_file):
         raise ValueError(f"--config-file: there is no file {config_file}")
     try:
         if config_file:
             cfg.merge_from_file(config_file, allow_unsafe=False)
+            check_doubled_keys(config_file)
         complete_folders(cfg, opts)
     except RecursionError as error:
         raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
@@ -77,12 +81,19 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         raise ValueError(
             f"{config_file}: it, and every _BASE_ of it, has to map keys to values ({error})"
         ) from error
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{config_file}: its _BASE_ {error.filename} does not exist; the path is relative to "
+            "the file that names it"
+        ) from error
     except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{config_file}: {_text(error)}") from error
+        raise ValueError(f"{config_file}: {_text(error)}{way_out(cfg, _text(error))}") from error
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"command line options {' '.join(opts)}: {_text(error)}") from error
+        raise ValueError(
+            f"command line options {' '.join(opts)}: {_text(error)}{way_out(cfg, _text(error))}"
+        ) from error
     check_numbers(cfg)
     register_folders_of(cfg)
     return cfg
@@ -132,6 +143,7 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     ``config.yaml`` is the training's: an evaluation writes its own to ``config_eval.yaml``.
     """
+    import_plugins()
     register_folders_of(cfg)
     with _training_config_kept(cfg.OUTPUT_DIR) if args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)

@@ -66,6 +66,11 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load OUTPUT_DIR's last checkpoint with all states if ``resume``, else MODEL.WEIGHTS."""
+        if not resume and comm.is_main_process() and self.checkpointer.has_checkpoint():
+            logging.getLogger(__name__).warning(
+                f"{self.cfg.OUTPUT_DIR} holds the checkpoints of another training, which this one "
+                "overwrites; --resume goes on from them, and OUTPUT_DIR names another folder"
+            )
         super().resume_or_load(resume=resume)
         self.data_loader.start_iter = self.start_iter
         if self.start_iter:

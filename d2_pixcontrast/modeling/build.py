@@ -1,4 +1,7 @@
-"""Detectron2's ``build_model``, with one clear error for a config that cannot be built."""
+"""Detectron2's ``build_model``, with one clear error for a config that cannot be built.
+
+Its ResNets get the padding of :class:`~.backbone.PaddedResNet`.
+"""
 
 import traceback
 
@@ -9,6 +12,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from torch import nn
 
 from ..config_numbers import look_up
+from .backbone import pad_resnet
 from .registry import lookup
 
 _NORMS = (
@@ -37,6 +41,8 @@ def build_model(cfg) -> nn.Module:
             f"the model of this config cannot be built: {text} (where {place.name} of "
             f"{place.filename} has: {place.line})"
         ) from error
+    if cfg.MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS:
+        pad_resnet(model.backbone)
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
     return model

@@ -180,6 +180,8 @@ class PixelContrastSemSegHead(HeadWithTerms):
         if aux_logits:
             aux_losses = [self.loss(aux, targets) for aux in aux_logits]
             losses["loss_sem_seg_aux"] = sum(aux_losses) * self.aux_weight
+        if self.aggregation is None and not self.terms:
+            return losses
         progress = self.next_progress()
         if self.aggregation is not None:
             losses.update(self._memory_losses(aggregated, targets, progress))

@@ -30,8 +30,12 @@ def parameter_groups(cfg, model: nn.Module) -> list[dict]:
 
     ``backbone.*`` learns at SOLVER.BACKBONE_LR_MULTIPLIER times the base rate, all else at
     SOLVER.HEAD_LR_MULTIPLIER times. Parameters of norm layers, biases and a transformer's
-    embeddings have weight decays of their own.
+    embeddings can have weight decays of their own.
     """
+    norm_decay, bias_decay = (
+        cfg.SOLVER.WEIGHT_DECAY if decay is None else decay
+        for decay in (cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.WEIGHT_DECAY_BIAS)
+    )
     groups: dict[tuple[float, float], list] = {}
     seen = set()
     for module_name, module in model.named_modules():
@@ -43,9 +47,9 @@ def parameter_groups(cfg, model: nn.Module) -> list[dict]:
             head_lr, backbone_lr = cfg.SOLVER.HEAD_LR_MULTIPLIER, cfg.SOLVER.BACKBONE_LR_MULTIPLIER
             lr = cfg.SOLVER.BASE_LR * (backbone_lr if in_backbone else head_lr)
             if isinstance(module, _NORM_LAYERS):
-                decay = cfg.SOLVER.WEIGHT_DECAY_NORM
+                decay = norm_decay
             elif name == "bias":
-                decay = cfg.SOLVER.WEIGHT_DECAY_BIAS
+                decay = bias_decay
             elif name in _EMBEDDINGS:
                 decay = cfg.SOLVER.WEIGHT_DECAY_EMBED
             else:
@@ -97,6 +101,7 @@ def build_lr_scheduler(cfg, optimizer: torch.optim.Optimizer) -> LRMultiplier:
         warmup_length=min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
         warmup_factor=cfg.SOLVER.WARMUP_FACTOR,
         warmup_method=cfg.SOLVER.WARMUP_METHOD,
+        end=cfg.SOLVER.POLY_LR_END,
         constant_ending=cfg.SOLVER.POLY_LR_CONSTANT_ENDING,
     )
     return LRMultiplier(optimizer, schedule, max_iter=cfg.SOLVER.MAX_ITER)

@@ -4,7 +4,8 @@ from fvcore.common.param_scheduler import ParamScheduler
 
 
 class WarmupPolySchedule(ParamScheduler):
-    """``(1 - where) ** power``, times a linear warm-up, never below a constant ending.
+    """``(1 - end) * (1 - where) ** power + end``, times a linear warm-up, never below a constant
+    ending.
 
     Stateless: the factor depends on ``where`` alone, so that a run can be resumed with another
     MAX_ITER. ``where`` outside [0, 1] is clamped.
@@ -17,6 +18,7 @@ class WarmupPolySchedule(ParamScheduler):
         warmup_length: float = 0.0,
         warmup_factor: float = 1.0,
         warmup_method: str = "linear",
+        end: float = 0.0,
         constant_ending: float = 0.0,
     ):
         """
@@ -25,6 +27,7 @@ class WarmupPolySchedule(ParamScheduler):
             warmup_length: share of the training, in [0, 1].
             warmup_factor: factor at the first iteration.
             warmup_method: "linear" or "constant".
+            end: factor that the polynomial falls to.
             constant_ending: smallest factor after the warm-up.
 
         Raises:
@@ -38,11 +41,13 @@ class WarmupPolySchedule(ParamScheduler):
         self.warmup_length = warmup_length
         self.warmup_factor = warmup_factor
         self.warmup_method = warmup_method
+        self.end = end
         self.constant_ending = constant_ending
 
     def __call__(self, where: float) -> float:
         where = min(max(where, 0.0), 1.0)
-        factor = max((1.0 - where) ** self.power, self.constant_ending)
+        factor = (1.0 - self.end) * (1.0 - where) ** self.power + self.end
+        factor = max(factor, self.constant_ending)
         if where >= self.warmup_length:
             return factor
         progress = where / self.warmup_length if self.warmup_method == "linear" else 0.0

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 
@@ -106,6 +106,7 @@ def _run(args: argparse.Namespace) -> None:
     args.eval_only = True
     if min(args.num_images, args.per_class) < 1:
         raise ValueError("--num-images and --per-class have to be at least 1")
+    pyplot()  # not to find out after the network has run that it is not installed
     cfg = inference_config(setup_cfg(args))
     model = Trainer.build_model(cfg)
     SemSegCheckpointer(model, strict=True).load(args.weights)

@@ -196,6 +196,22 @@ def test_a_setting_that_changes_the_scores_is_named(tmp_path, key, value, shown,
     refused(tmp_path, tiny_checkpoint()[0], f"^{key} is {shown} .* mmseg .* {wanted}: ", cfg)
 
 
+@pytest.mark.parametrize(
+    "dataset, side, dilations",
+    [
+        ("ade20k_sem_seg_val", 512, [6, 12, 18]),
+        ("coco_2017_test_stuff_10k_182_sem_seg", 512, [12, 24, 36]),
+        ("coco_2017_test_stuff_10k_182_sem_seg", 473, [6, 12, 18]),
+    ],
+)
+def test_a_vits_dilations_are_those_of_its_edition(dataset, side, dilations):
+    """No shape depends on them, and another number would go unnoticed."""
+    cfg = CASES["sssegmentation: vit"].cfg()
+    cfg.DATASETS.TEST, cfg.MODEL.TIMM.IMAGE_SIZE = (dataset,), side
+    settings = SOURCES["sssegmentation"].settings(cfg)
+    assert settings["MODEL.SEM_SEG_HEAD.ASPP_DILATIONS"] == dilations
+
+
 def classes_of(cfg):
     return list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).stuff_classes)
 

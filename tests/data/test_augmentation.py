@@ -97,6 +97,27 @@ def test_scale_is_uniform_in_its_range_and_crops_are_everywhere():
     assert min(start for start, _ in ends) == 0 and max(end for _, end in ends) == 100
 
 
+def test_aspect_jitter_keeps_the_area():
+    image, label = np.zeros((200, 300, 3), np.uint8), np.zeros((200, 300), np.int32)
+    augmentation = RandomScaleCrop(None, (0.5, 2.0), aspect_range=(0.8, 1.25))
+    sizes = [_apply([augmentation], image, label, seed)[0].shape[:2] for seed in range(300)]
+    heights, widths = np.array(sizes).T / [[200], [300]]
+    aspects, scales = widths / heights, np.sqrt(widths * heights)
+    assert 0.79 < aspects.min() < 0.82 and 1.22 < aspects.max() < 1.26
+    assert abs(np.corrcoef(aspects, scales)[0, 1]) < 0.2
+    assert 0.49 < scales.min() < 0.55 and 1.9 < scales.max() < 2.01
+
+
+def test_without_aspect_jitter_the_draws_are_those_of_scale_and_crop_alone():
+    image, label = _coordinates(100, 120)
+    with seeded(3, 0):
+        scale, y, x = np.random.uniform(0.5, 2.0), None, None
+        height, width = (min(round(50 / scale), side) for side in (100, 120))
+        y, x = (np.random.randint(s - n + 1) for s, n in ((100, height), (120, width)))
+    (region,) = _apply([RandomScaleCrop((50, 50), (0.5, 2.0))], image, label, 3)[2].transforms
+    assert (region.y, region.x, region.height, region.width) == (y, x, height, width)
+
+
 def test_short_edge_comes_first():
     image, label = np.zeros((100, 200, 3), np.uint8), np.zeros((100, 200), np.int32)
     out, ids, _ = _apply([RandomScaleCrop(None, (0.5, 0.5), base_short_edge=80)], image, label)

@@ -65,6 +65,12 @@ def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path):
     assert [record["image_id"] for record in DatasetCatalog.get("mine")] == ["a", "b"]
 
 
+def test_a_file_of_classes_in_another_encoding_is_named(folders, tmp_path):
+    (tmp_path / "classes.txt").write_bytes("Straße\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"classes\.txt is not UTF-8"):
+        read_classes(str(tmp_path / "classes.txt"))
+
+
 @pytest.mark.parametrize(
     ("gone", "shown"),
     [("labels/sub/b.png", r"labels/sub/b\.\*"), ("images/b.jpg", r"images/b\.\*")],

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2_pixcontrast.data import DataError
+from d2_pixcontrast.data.datasets import match_files
 from d2_pixcontrast.data.statistics import class_weights, inspect_dataset
 from d2_pixcontrast.data.survey import folder_source, named_source, survey
 
@@ -105,6 +107,42 @@ def test_a_good_dataset_is_reported_as_good(dicts, tmp_path):
     assert "(ignored)" in lines["255"] and "enet" in text and "median_frequency" in text
     shares = [float(lines[value].split()[1].rstrip("%")) for value in ("0", "1", "2", "3", "255")]
     assert sum(shares) == pytest.approx(100, abs=0.01)
+
+
+def _survey_of_masks(tmp_path, *ids):
+    """A data set of one image and a label of these ids in its columns."""
+    for kind, mode, values in (("images", "RGB", (1, 2, 3)), ("labels", "L", 0)):
+        (tmp_path / kind).mkdir()
+        Image.new(mode, (len(ids), 4), values).save(tmp_path / kind / "0.png")
+    Image.fromarray(np.tile(np.array(ids, np.uint8), (4, 1))).save(tmp_path / "labels" / "0.png")
+    folders = {"image_root": str(tmp_path / "images"), "label_root": str(tmp_path / "labels")}
+    return folder_source(["back", "object"], **folders, image_suffix="", label_suffix="")
+
+
+def test_masks_of_0_and_255_are_warned_of(tmp_path):
+    text, good = survey(_survey_of_masks(tmp_path, 0, 0, 255))
+    assert good and "no label shows object. If 255 is a class (a mask of 0 and 255)" in text
+
+
+def test_labels_without_a_labelled_pixel_are_warned_of(tmp_path):
+    text, _ = survey(_survey_of_masks(tmp_path, 255, 255))
+    assert "warning: all pixels have the ignore value 255" in text
+
+
+@pytest.mark.parametrize("ids", [(0, 1, 255), (0, 0, 0), (0, 1, 1)])
+def test_ordinary_masks_are_not_warned_of(tmp_path, ids):
+    assert "warning" not in survey(_survey_of_masks(tmp_path, *ids))[0]
+
+
+def test_names_that_end_differently_lead_to_the_suffix(tmp_path):
+    source = _survey_of_masks(tmp_path, 0, 1)
+    (tmp_path / "labels" / "0.png").rename(tmp_path / "labels" / "0_mask.png")
+    folders = {"image_root": str(tmp_path / "images"), "label_root": str(tmp_path / "labels")}
+    source = folder_source(["a", "b"], **folders, image_suffix="", label_suffix="")
+    text, good = survey(source)
+    assert not good and "not one image has a label" in text and "--label-suffix" in text
+    with pytest.raises(DataError, match="missing: .*not one image has a label.*LABEL_SUFFIX"):
+        match_files("mine", "", **folders, image_suffix="", label_suffix="")
 
 
 def test_without_classes_any_id_will_do(dicts, tmp_path):

@@ -82,8 +82,15 @@ def test_other_classes_fine_tune_but_do_not_evaluate(small_cfg, training_checkpo
         trained.backbone.state_dict()["body.conv_stem.weight"],
     )
     message = r"model_0000009.pth does not fit this model: .*predictor.weight is \(8, .*\(5, "
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         SemSegCheckpointer(other, strict=True).load(path)
+    assert "missing" not in str(caught.value)
+    config = Path(path).with_name("config.yaml")
+    config.write_text(trained_with := "SEED: 0")
+    with pytest.raises(ValueError, match=f"{message}.*; it was probably trained with {config}$"):
+        SemSegCheckpointer(other, strict=True).load(path)
+    assert config.read_text() == trained_with
+    config.unlink()
 
 
 @pytest.mark.parametrize("name", ["empty.pth", "cut.pth", "text.pth", "cut.safetensors"])

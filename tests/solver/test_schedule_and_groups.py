@@ -26,18 +26,26 @@ def group_of(optimizer, parameter):
 def test_parameter_groups(small_cfg, name, kind):
     small_cfg.SOLVER.merge_from_list(
         ["OPTIMIZER", name, "BASE_LR", 0.1, "HEAD_LR_MULTIPLIER", 10.0, "WEIGHT_DECAY", 0.3]
+        + ["WEIGHT_DECAY_NORM", 0.1, "WEIGHT_DECAY_BIAS", 0.2]
     )
     model = TwoParts()
     optimizer = build_optimizer(small_cfg, model)
     assert isinstance(optimizer, kind)
     assert group_of(optimizer, model.backbone[0].weight) == (0.1, 0.3)
-    assert group_of(optimizer, model.backbone[0].bias) == (0.1, 0.0)
-    assert group_of(optimizer, model.backbone[1].weight) == (0.1, 0.0)
+    assert group_of(optimizer, model.backbone[0].bias) == (0.1, 0.2)
+    assert group_of(optimizer, model.backbone[1].weight) == (0.1, 0.1)
     assert group_of(optimizer, model.head[0].weight) == (1.0, 0.3)
-    assert group_of(optimizer, model.head[0].bias) == (1.0, 0.0)
-    assert group_of(optimizer, model.head[1].weight) == (1.0, 0.0)
+    assert group_of(optimizer, model.head[0].bias) == (1.0, 0.2)
+    assert group_of(optimizer, model.head[1].weight) == (1.0, 0.1)
     grouped = sum(len(g["params"]) for g in optimizer.param_groups)
     assert grouped == len(list(model.parameters()))
+
+
+def test_norms_and_biases_decay_like_the_rest(small_cfg):
+    """As in the codes of all four methods, whose optimisers get all parameters alike."""
+    small_cfg.SOLVER.WEIGHT_DECAY = 0.3
+    groups = build_optimizer(small_cfg, TwoParts()).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3]
 
 
 def test_backbone_and_head_learn_at_rates_of_their_own(small_cfg):
@@ -53,6 +61,7 @@ def test_backbone_and_head_learn_at_rates_of_their_own(small_cfg):
 def test_embeddings_norms_and_biases_of_transformers_do_not_decay(small_cfg, name):
     """Swin's published recipe: only the weights of linear maps and convolutions decay."""
     small_cfg.SOLVER.merge_from_list(["OPTIMIZER", "AdamW", "WEIGHT_DECAY", 0.01])
+    small_cfg.SOLVER.merge_from_list(["WEIGHT_DECAY_NORM", 0.0, "WEIGHT_DECAY_BIAS", 0.0])
     model = nn.Module()
     with torch.device("meta"):
         model.backbone = TimmBackbone(name, out_norm="LN")
@@ -95,6 +104,13 @@ def test_poly_with_linear_warmup_and_floor():
         poly = max((1 - where) ** 0.9, 0.05)
         warm = 0.01 + 0.99 * where / 0.1 if where < 0.1 else 1.0
         assert schedule(where) == pytest.approx(poly * warm)
+
+
+def test_poly_falls_to_its_end():
+    """mmengine's polynomial decay to eta_min, and sssegmentation's to min_lr."""
+    schedule = WarmupPolySchedule(0.9, end=0.1)
+    for where in (0.0, 0.5, 0.9, 1.0):
+        assert schedule(where) == pytest.approx((1 - where) ** 0.9 * (1 - 0.1) + 0.1)
 
 
 def test_schedule_is_clamped_where_a_resumed_run_lies_outside():

@@ -80,13 +80,16 @@ def read_classes(path: str) -> tuple[list[str], list[Color] | None]:
     Empty lines and lines that start with # are skipped. A name may have spaces.
 
     Raises:
-        DataError: there is no such file, or some lines have a colour and some have none.
+        DataError: there is no such file, it is not UTF-8, or some lines have a colour and some have
+            none.
     """
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             lines = [line.strip() for line in file]
     except OSError as error:
         raise DataError(f"the file of classes {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the file of classes {path} is not UTF-8: {error}") from error
     lines = [line for line in lines if line and not line.startswith("#")]
     matches = [re.fullmatch(r"(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", line) for line in lines]
     if not any(matches):

@@ -9,6 +9,10 @@ __all__ = ["IMAGE_SUFFIXES", "Pairs", "find_pairs", "match_files"]
 
 # What the suffix "" stands for, in lower or upper case.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NO_PAIR = (
+    "; not one image has a label: if their names end differently (0.jpg, 0_mask.png), tell it by "
+    "LABEL_SUFFIX _mask.png or IMAGE_SUFFIX of the data set (check_dataset.py: --label-suffix)"
+)
 
 
 class Pairs(NamedTuple):
@@ -83,7 +87,8 @@ def match_files(name: str, origin: str, **pairing) -> list[dict]:
         count = len(pairs.missing)
         shown = ", ".join(pairs.missing[:5]) + (f" and {count - 5} more" if count > 5 else "")
         files = "1 file is" if count == 1 else f"{count} files are"
-        raise DataError(f"dataset {name}: {files} missing: {shown}")
+        nothing = "" if pairs.dicts else NO_PAIR
+        raise DataError(f"dataset {name}: {files} missing: {shown}{nothing}")
     return pairs.dicts
 
 

@@ -1,0 +1,67 @@
+"""What a config file or a command line got wrong, and the way out; yacs says the first alone."""
+
+import difflib
+import re
+from collections.abc import Iterator
+
+import yaml
+
+from .compat import CfgNode
+
+# How a value of each type is written, as YAML and on a command line.
+_WRITTEN = {
+    "bool": "write True or False",
+    "int": "write a whole number",
+    "float": "write a number with a point, such as 1.0",
+    "tuple": "write (\"one\",), with brackets and the comma, in '' on a command line",
+    "list": 'write ["one", "two"], with brackets, in \'\' on a command line',
+}
+
+
+def way_out(cfg: CfgNode, text: str) -> str:
+    """What may help with an error of yacs, to be appended to its ``text``; "" if nothing is known.
+
+    Args:
+        cfg: with all keys.
+        text: the message.
+    """
+    if found := re.search(r"Non-existent (?:config )?key: (\S+)", text):
+        near = difflib.get_close_matches(found[1], list(_keys(cfg)), n=3, cutoff=0.75)
+        return f"; did you mean {' or '.join(near)}?" if near else ""
+    if "odd length" in text:
+        return "; a blank stands between KEY and VALUE"
+    if found := re.search(r"Type mismatch \(<class '(\w+)'>", text):
+        return f"; {_WRITTEN[found[1]]}" if found[1] in _WRITTEN else ""
+    return ""
+
+
+def check_doubled_keys(path: str) -> None:
+    """YAML keeps the last of two equal keys, and the first would be lost without a word.
+
+    Raises:
+        ValueError: a block of the file has a key twice; the message names it and the lines.
+    """
+    with open(path, encoding="utf-8") as file:
+        root = yaml.compose(file, Loader=yaml.SafeLoader)
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # aliases lead to one node from many places
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(
+                    f"{name} is there twice, in lines {lines[name]} and {line}; merge the two"
+                )
+            lines[name] = line
+            nodes.append(value)
+
+
+def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in cfg.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,76 @@
+"""Config files and options of a wrong form lead to the right one."""
+
+import pytest
+from conftest import INSTANT_TEST
+from detectron2.config import get_cfg
+
+from d2_pixcontrast import add_pixcontrast_config
+from d2_pixcontrast.config_errors import check_doubled_keys
+from d2_pixcontrast.engine import load_cfg
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["SOLVER.MAXITER", "4"], r"SOLVER\.MAXITER; did you mean SOLVER\.MAX_ITER\?$"),
+        (["SOLVER.MAX_ITER=4"], "a blank stands between KEY and VALUE"),
+        (["MODEL.PIXEL_CONTRAST.MEMORY.ENABLED", "true"], "write True or False"),
+        (["SOLVER.MAX_ITER", "4.5"], "write a whole number"),
+        (["SOLVER.BASE_LR", "1"], "such as 1.0"),
+        (["DATASETS.TRAIN", "mine"], r'write \("one",\), with brackets and the comma'),
+        (["MODEL.SEM_SEG_HEAD.IN_FEATURES", "res5"], r'write \["one", "two"\], with brackets'),
+        (["NOTHING.LIKE.IT", "1"], r"Non-existent key: NOTHING\.LIKE\.IT$"),
+    ],
+)
+def test_options_of_a_wrong_form_lead_to_the_right_one(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_cfg(str(INSTANT_TEST), options)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("_BASE_: nowhere.yaml", r"its _BASE_ .*nowhere\.yaml does not exist; the path is rel"),
+        ("SOLVER: {MAXITER: 4}", r"SOLVER\.MAXITER; did you mean SOLVER\.MAX_ITER\?$"),
+        ("SOLVER: {MAX_ITER: 4}\nSEED: 1\nSOLVER: {STEPS: []}", "SOLVER .* lines 1 and 3"),
+        ("SOLVER:\n  MAX_ITER: 4\n  MAX_ITER: 5", "MAX_ITER is there twice, in lines 2 and 3"),
+    ],
+)  # fmt: skip
+def test_files_of_a_wrong_form_lead_to_the_right_one(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_cfg(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_equal_keys_of_different_blocks_are_none_twice(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("A: &a {SIZE: 1, B: {SIZE: 2}}\nC: *a\nD: [{SIZE: 3}, {SIZE: 4}]\n")
+    check_doubled_keys(str(path))
+
+
+def test_aliases_of_aliases_are_walked_once(tmp_path):
+    path = tmp_path / "mine.yaml"
+    lines = ["A0: &a0 {X: 1}"]
+    lines += [f"A{i + 1}: &a{i + 1} {{X: *a{i}, Y: *a{i}}}" for i in range(60)]  # 2**60 paths
+    path.write_text("\n".join(lines))
+    check_doubled_keys(str(path))
+
+
+def test_keys_can_be_added_beside_detectron2s_defaults():
+    plain, ours, both = get_cfg(), get_cfg(), get_cfg()
+    add_pixcontrast_config(ours)
+    add_pixcontrast_config(both, keep_defaults=True)
+
+    def leaves(node, prefix=""):
+        for key, value in node.items():
+            if hasattr(value, "items"):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    plain, ours, both = (dict(leaves(node)) for node in (plain, ours, both))
+    assert both == ours | plain
+    assert plain["INPUT.FORMAT"] == both["INPUT.FORMAT"] != ours["INPUT.FORMAT"]
+    assert "MODEL.PIXEL_CONTRAST.TEMPERATURE" in both
