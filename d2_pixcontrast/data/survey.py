@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from .check import check_registered
-from .datasets import builtin, find_pairs, registered
+from .check import check_registered, load_dataset
+from .datasets import find_pairs, registered
 from .datasets.pairing import NO_PAIR
 from .labels import DataError
 from .statistics import DatasetStatistics, class_weights, inspect_dataset
@@ -57,13 +57,10 @@ def named_source(name: str) -> Source:
             _pair(source, spec.pairing())
             source.dicts = source.dicts if spec.part is None else spec.part(source.dicts)
         else:
-            builtin.check_files(name)
-            source.dicts = DatasetCatalog.get(name)
+            source.dicts = load_dataset(name)
     except DataError as error:
         origin = spec.origin if spec else ""
         source.errors.append(f"{error} {origin}".rstrip())
-    except (AssertionError, OSError) as error:  # from a loader that is not ours
-        source.errors.append(f"{name} cannot be loaded: {error}")
     return source
 
 

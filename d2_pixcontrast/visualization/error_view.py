@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,6 @@ class ErrorView(NamedTuple):
     """One image on the grid (h, w) that negatives are chosen on.
 
     Attributes:
-        name: the image file's, without its ending.
         image: (H, W, 3) uint8, as the model gets it.
         label, prediction: (h, w) int64.
         group: (h, w) int64, the error map of each pixel; -1 where there is no error.
@@ -26,7 +24,6 @@ class ErrorView(NamedTuple):
         embeddings: (D, h, w) float32 unit vectors of the term, or None without one.
     """
 
-    name: str
     image: torch.Tensor
     label: torch.Tensor
     prediction: torch.Tensor
@@ -110,7 +107,6 @@ def view_errors(
     )
     found = (*maps, negatives.group, negatives.distance, negatives.mask)
     return ErrorView(
-        Path(sample["file_name"]).stem,
         sample["image"].permute(1, 2, 0),
         *(m[0].cpu() for m in found),
         None if embeddings is None else embeddings[0, :, :rows, :columns].cpu(),

@@ -62,7 +62,7 @@ def random_view(seed, size=(9, 12), dim=5, classes=3):
     distance[wrong & (torch.rand(size, generator=g) < 0.1)] = torch.inf
     embeddings = torch.nn.functional.normalize(torch.randn(dim, *size, generator=g), dim=0)
     group = label.where(wrong, -1)
-    return ErrorView("x", torch.zeros(1), label, label, group, distance, wrong, embeddings)
+    return ErrorView(torch.zeros(1), label, label, group, distance, wrong, embeddings)
 
 
 def test_similarity_by_distance_equals_a_loop():
@@ -135,7 +135,7 @@ def test_the_view_of_a_known_prediction(multiple):
     view = view_errors(
         Constant(multiple), sample, Bane(keep_percent=20.0), num_classes=3, ignore_value=IGNORE
     )
-    assert view.name == "known" and view.image.shape == (20, 24, 3) and view.embeddings is None
+    assert view.image.shape == (20, 24, 3) and view.embeddings is None
     assert torch.equal(view.label, label[::2, ::2])
     assert view.prediction.shape == (10, 12) and torch.all(view.prediction == 1)
     assert torch.all(view.group[:, :6] == 0) and torch.all(view.group[:, 6:] == -1)
