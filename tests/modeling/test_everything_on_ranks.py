@@ -22,7 +22,7 @@ from d2_pixcontrast.compat import create_ddp_model
 from d2_pixcontrast.contrast import nearest_resize
 from d2_pixcontrast.engine import load_cfg
 from d2_pixcontrast.engine.step import StepTrainer
-from d2_pixcontrast.modeling.terms import TrainingProgress
+from d2_pixcontrast.modeling.terms import TermInputs, TrainingProgress
 
 CONFIG = CONFIGS / "quick_schedules" / "shapes_{}_instant_test.yaml"
 KINDS = ("mcibi", "mcibi_pp")
@@ -55,8 +55,8 @@ LOSSES = {
 }
 
 
-def make_model(kind):
-    cfg = load_cfg(str(CONFIG).format(kind), EVERYTHING)
+def make_model(kind, *opts):
+    cfg = load_cfg(str(CONFIG).format(kind), [*EVERYTHING, *opts])
     torch.manual_seed(0)
     return build_model(cfg).train()
 
@@ -286,3 +286,20 @@ def test_all_ranks_skip_a_step_that_is_bad_on_one(by_rank, amp_dtype):
         assert any(not torch.equal(of_rank[2][n], of_rank[1][n]) for n in learnt)
     for state, other in zip(states, other_states, strict=True):
         assert all(torch.equal(state[name], other[name]) for name in shared_names(state))
+
+
+@pytest.mark.parametrize("sampler", ["per_image", "per_class"])
+def test_no_two_draws_of_a_step_share_a_stream(sampler, monkeypatch):
+    """Equal streams are equal keys: what one draw takes would foretell what another does."""
+    model = make_model("mcibi", "MODEL.PIXEL_CONTRAST.SAMPLER", sampler).double()
+    set_progress(model, ITERATIONS - 1)
+    streams, draw = [], TermInputs.random_keys
+
+    def record(inputs, count, stream):
+        streams.append(stream)
+        return draw(inputs, count, stream)
+
+    monkeypatch.setattr(TermInputs, "random_keys", record)
+    model(shard(0, 1))
+    assert len(streams) > 20
+    assert len(streams) == len(set(streams))
