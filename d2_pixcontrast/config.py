@@ -14,6 +14,9 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
         keep_defaults: leave the values of the keys that ``cfg`` has already. Otherwise some of
             detectron2's defaults are changed, where semantic segmentation wants something else
             (the input's colours and scale, the schedule, the head); each of these lines says so.
+
+    Raises:
+        ValueError: with ``keep_defaults``, ``cfg`` has a value where the project has a node.
     """
     before = cfg.clone()
     add_deeplab_config(cfg)
@@ -32,8 +35,11 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
 
 def _put_back(cfg: CN, before: CN) -> None:
     for key, value in before.items():
-        if isinstance(value, CN):
-            _put_back(cfg[key], value)
+        now = cfg.get(key)
+        if isinstance(value, CN) and isinstance(now, CN):
+            _put_back(now, value)
+        elif isinstance(now, CN):
+            raise ValueError(f"{key} is {value!r} in this config, and a node of keys here")
         else:
             cfg[key] = value
 
@@ -352,9 +358,9 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.WARMUP_ITERS = 0  # detectron2: 1000
     cfg.SOLVER.HEAD_LR_MULTIPLIER = 1.0  # learning rate of all but the backbone / BASE_LR
     cfg.SOLVER.BACKBONE_LR_MULTIPLIER = 1.0  # learning rate of the backbone / BASE_LR
-    # Of norm layers and of biases; None = as WEIGHT_DECAY, like the four methods' codes.
+    # Of norm layers and of biases; None = as WEIGHT_DECAY, as in the published codes.
     cfg.SOLVER.WEIGHT_DECAY_NORM = None  # detectron2: 0.0
-    cfg.SOLVER.WEIGHT_DECAY_BIAS = None
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = None  # detectron2: 0.0001 in version 0.5
     # Of a transformer's position embeddings, relative position biases and class tokens.
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # of SOLVER.AMP.ENABLED; or "bfloat16"

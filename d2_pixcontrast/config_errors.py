@@ -1,20 +1,23 @@
 """What a config file or a command line got wrong, and the way out; yacs says the first alone."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 
 import yaml
+from fvcore.common.config import BASE_KEY
 
 from .compat import CfgNode
+from .plugins import VARIABLE as PLUGINS
 
 # How a value of each type is written, as YAML and on a command line.
 _WRITTEN = {
     "bool": "write True or False",
     "int": "write a whole number",
     "float": "write a number with a point, such as 1.0",
-    "tuple": "write (\"one\",), with brackets and the comma, in '' on a command line",
-    "list": 'write ["one", "two"], with brackets, in \'\' on a command line',
+    "tuple": """write ("one",) or (1, 2), with brackets and comma, in '' on a command line""",
+    "list": """write ["one"] or [1, 2], with brackets, in '' on a command line""",
 }
 
 
@@ -27,7 +30,8 @@ def way_out(cfg: CfgNode, text: str) -> str:
     """
     if found := re.search(r"Non-existent (?:config )?key: (\S+)", text):
         near = difflib.get_close_matches(found[1], list(_keys(cfg)), n=3, cutoff=0.75)
-        return f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{hint} (keys of a plugin are there when {PLUGINS} names it)"
     if "odd length" in text:
         return "; a blank stands between KEY and VALUE"
     if found := re.search(r"Type mismatch \(<class '(\w+)'>", text):
@@ -38,11 +42,30 @@ def way_out(cfg: CfgNode, text: str) -> str:
 def check_doubled_keys(path: str) -> None:
     """YAML keeps the last of two equal keys, and the first would be lost without a word.
 
+    Args:
+        path: a config that has been read; the files of its ``_BASE_`` are looked at, too.
+
     Raises:
-        ValueError: a block of the file has a key twice; the message names it and the lines.
+        ValueError: a block has a key twice; the message names it, the lines and the file.
     """
     with open(path, encoding="utf-8") as file:
         root = yaml.compose(file, Loader=yaml.SafeLoader)
+    _check_blocks(root, path)
+    for base in _bases(root):
+        # Relative to the file that names it; what is no local file has been read by other means.
+        file = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if os.path.isfile(file):
+            check_doubled_keys(file)
+
+
+def _bases(root: yaml.Node | None) -> list[str]:
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        if key.value == BASE_KEY:
+            return [n.value for n in value.value] if value.id == "sequence" else [value.value]
+    return []
+
+
+def _check_blocks(root: yaml.Node | None, path: str) -> None:
     nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
@@ -52,9 +75,10 @@ def check_doubled_keys(path: str) -> None:
         lines: dict[str, int] = {}
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
+            if name in lines and name != "<<":  # of which YAML merges all
                 raise ValueError(
-                    f"{name} is there twice, in lines {lines[name]} and {line}; merge the two"
+                    f"{name} is there twice, in lines {lines[name]} and {line} of {path}; merge "
+                    "the two"
                 )
             lines[name] = line
             nodes.append(value)

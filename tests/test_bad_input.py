@@ -314,7 +314,7 @@ BAD_CONFIGS = {
     "a list": ("[1, 2]", "has to map keys to values"),
     "its own base": ("_BASE_: bad.yaml", "_BASE_ leads back to itself"),
     "a number as base": ("_BASE_: 5", "has to map keys to values"),
-    "no such base": ("_BASE_: nowhere.yaml", "No such file .*nowhere.yaml"),
+    "no such base": ("_BASE_: nowhere.yaml", r"its _BASE_ .*nowhere\.yaml does not exist"),
     "a number as key": ("5: 6", "has to map keys to values"),
     "a value for a node": ("SOLVER: 5", "Type mismatch .*config key: SOLVER"),
     "a node for a value": ("SEED: {A: 1}", "Type mismatch .*config key: SEED"),

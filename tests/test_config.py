@@ -480,7 +480,7 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
         assert (
             solver.WEIGHT_DECAY_NORM is solver.WEIGHT_DECAY_BIAS is None and not solver.POLY_LR_END
         )
-        jitters = dataset not in ("ADE20K", "CamVid")  # which ContrastiveSeg does not have
+        jitters = dataset not in ("ADE20K", "CamVid")  # whose bases are Contextrast's
         assert tuple(cfg.INPUT.ASPECT_RANGE) == ((0.9, 1.1) if jitters else (1, 1))
         assert (10 if jitters else 0) == cfg.INPUT.COLOR_JITTER.BRIGHTNESS
         weights = cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS

@@ -59,7 +59,20 @@ def test_a_term_of_another_package_trains_on_two_ranks_and_predicts(tmp_path):
     assert any((tmp_path / "pictures" / "label").iterdir())
 
 
-def test_a_plugin_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setenv("PIXCONTRAST_PLUGINS", "no_such_module")
-    with pytest.raises(ValueError, match="PIXCONTRAST_PLUGINS: module no_such_module .*PYTHONPATH"):
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("no_such_module", "no_such_module cannot be imported: .*; the folder .* in PYTHONPATH"),
+        ("os, no_such_package.terms", "no_such_package.terms cannot .* in PYTHONPATH"),
+        ("my_terms.py", "my_terms cannot|my_terms.py cannot"),
+        ("terms/mine.py", "'terms/mine.py' is no name of a module"),
+        (".x", "'.x' is no name of a module"),
+        ("needs_more", "needs_more cannot be imported: No module named 'no_such_module'$"),
+    ],
+)
+def test_plugins_that_cannot_be_imported_are_named(monkeypatch, tmp_path, names, message):
+    (tmp_path / "needs_more.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PIXCONTRAST_PLUGINS", names)
+    with pytest.raises(ValueError, match=f"PIXCONTRAST_PLUGINS: .*{message}"):
         load_cfg(str(INSTANT_TEST))

@@ -145,7 +145,17 @@ class SemSegCheckpointer(DetectionCheckpointer):
                 self._refuse_backbone_alone(path)
                 return {}
         self._path_in_errors = path
-        return super().load(path, checkpointables)
+        try:
+            return super().load(path, checkpointables)
+        except ValueError as error:
+            if "parameter group" not in str(error):  # of torch's optimisers
+                raise
+            raise ValueError(
+                f"{path}: its optimiser groups the parameters by other learning rates or weight "
+                f"decays than this config ({error}). Resume with the values of the run; in runs "
+                "from before norms and biases decayed like the rest, these are "
+                "SOLVER.WEIGHT_DECAY_NORM 0.0 SOLVER.WEIGHT_DECAY_BIAS 0.0"
+            ) from error
 
     def _local_path(self, path: str) -> str:
         try:

@@ -11,6 +11,7 @@ from .. import __version__
 from ..compat import CfgNode
 from ..config import WRAPPER_NAME
 from ..engine.weights_file import file_sha256
+from ..plugins import plugin_names
 from .cost import NetworkCost
 from .results import Scores
 
@@ -93,6 +94,7 @@ def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, 
         "Optimiser": f"{solver.OPTIMIZER}, learning rate {solver.BASE_LR}, "
         f"weight decay {solver.WEIGHT_DECAY}, {solver.LR_SCHEDULER_NAME}",
         "Seed": str(cfg.SEED) if cfg.SEED >= 0 else "drawn",
+        **({"Plugins": ", ".join(plugin_names())} if plugin_names() else {}),
         "Cost": str(cost),
         "Published with": f"d2_pixcontrast {__version__}, detectron2 {detectron2.__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}",

@@ -42,7 +42,7 @@ def build_model(cfg) -> nn.Module:
             f"{place.filename} has: {place.line})"
         ) from error
     if cfg.MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS:
-        pad_resnet(model.backbone)
+        pad_resnet(getattr(model, "backbone", None))
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
     return model

@@ -1,6 +1,7 @@
 """Each published kind of network: every tensor lands where a table by hand says, or it is said."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -233,11 +234,12 @@ def test_classes_in_another_order_are_named(tmp_path):
     assert "shapes_sem_seg_val" in message and "theirs.pth" in message
 
 
-def test_another_name_of_a_class_is_noted(tmp_path):
-    ours = classes_of(tiny_cfg())
-    names = [*ours[:-1], "another name"]
+def test_other_names_of_a_few_classes_are_noted(tmp_path, monkeypatch):
+    module = sys.modules["d2_pixcontrast.conversion.convert"]
+    monkeypatch.setattr(module, "spelled_otherwise", lambda theirs, ours: [("a", "b")])
+    names = classes_of(tiny_cfg())
     result = converted(Tiny, tmp_path, tiny_checkpoint()[0], meta={"CLASSES": names})
-    assert any(f"'another name' for {ours[-1]!r}" in note for note in result.notes)
+    assert result.notes[-1] == "taken for other names of the same 1 classes: 'a' for 'b'"
 
 
 def test_fewer_classes_are_named(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from d2_pixcontrast import inference_config
 from d2_pixcontrast.engine import SemSegCheckpointer
+from d2_pixcontrast.solver import build_optimizer
 
 
 @pytest.fixture
@@ -169,3 +170,20 @@ def test_untagged_checkpoints_are_not_resumed(small_cfg, training_checkpoint, tm
     checkpointer.save("model_best", tag=False)
     assert (tmp_path / "model_best.pth").is_file()
     assert checkpointer.get_checkpoint_file() == path
+
+
+def test_other_groups_of_parameters_are_told_with_the_way_out(small_cfg, tmp_path):
+    """As in a run from before norms decayed."""
+    small_cfg.SOLVER.WEIGHT_DECAY, model = 0.1, build_model(small_cfg)
+    for decay in (0.0, None):
+        small_cfg.SOLVER.WEIGHT_DECAY_NORM = decay
+        optimizer = build_optimizer(small_cfg, model)
+        checkpointer = SemSegCheckpointer(model, str(tmp_path), optimizer=optimizer)
+        if decay is not None:
+            checkpointer.save("model_0000001")
+    message = r"model_0000001\.pth: its optimiser groups .*SOLVER\.WEIGHT_DECAY_NORM 0\.0"
+    with pytest.raises(ValueError, match=message):
+        checkpointer.resume_or_load("", resume=True)
+    small_cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    optimizer = build_optimizer(small_cfg, model)
+    SemSegCheckpointer(model, str(tmp_path), optimizer=optimizer).resume_or_load("", resume=True)

@@ -118,6 +118,13 @@ def test_a_memory_that_the_network_reads_stays(small_cfg, tmp_path):
     assert torch.equal(eager(shared, image), eager(model.eval(), image))
 
 
+def test_the_card_names_plugins_that_the_config_may_need(run, tmp_path, monkeypatch):
+    cfg, checkpoint = run
+    monkeypatch.setenv("PIXCONTRAST_PLUGINS", "json,string")
+    card = publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+    assert "Plugins" in card and "json, string" in card
+
+
 def test_folders_of_ones_own_data_are_not_told(run, tmp_path):
     cfg, checkpoint = run
     node = {"IMAGES": "/home/somebody/images", "LABELS": "/home/somebody/l/", "CLASSES": "c.txt"}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.backbone import ResNet
 from torch.nn import functional as F
 
@@ -65,3 +66,16 @@ def test_logits_that_detectron2_resizes_keep_their_images(resnet_cfg):
     """It stretches them to the image, and so does the loss: no padding may come between."""
     resnet_cfg.MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS = False
     assert type(build_model(resnet_cfg).backbone) is ResNet
+
+
+def test_an_architecture_without_a_backbone_is_left_alone(small_cfg):
+    class NoBackbone(torch.nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+
+    META_ARCH_REGISTRY._do_register("NoBackbone", NoBackbone)
+    try:
+        small_cfg.MODEL.META_ARCHITECTURE = "NoBackbone"
+        assert isinstance(build_model(small_cfg), NoBackbone)
+    finally:
+        del META_ARCH_REGISTRY._obj_map["NoBackbone"]

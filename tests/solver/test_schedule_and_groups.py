@@ -42,7 +42,7 @@ def test_parameter_groups(small_cfg, name, kind):
 
 
 def test_norms_and_biases_decay_like_the_rest(small_cfg):
-    """As in the codes of all four methods, whose optimisers get all parameters alike."""
+    """As in the published codes, whose optimisers get all parameters alike."""
     small_cfg.SOLVER.WEIGHT_DECAY = 0.3
     groups = build_optimizer(small_cfg, TwoParts()).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3]

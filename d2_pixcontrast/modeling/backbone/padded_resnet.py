@@ -12,12 +12,15 @@ class PaddedResNet(ResNet):
     480: what has been learnt is off by up to 7 pixels at the far end.
     """
 
+    # TorchScript compiles properties, and knows no ShapeSpec.
+    __jit_unused_properties__ = ["size_divisibility"]
+
     @property
     def size_divisibility(self) -> int:
         return max(shape.stride for shape in self.output_shape().values())
 
 
-def pad_resnet(backbone: nn.Module) -> None:
+def pad_resnet(backbone: nn.Module | None) -> None:
     """Turn a ResNet of detectron2 into a :class:`PaddedResNet`, in place; leave others alone."""
     if type(backbone) is ResNet:
         backbone.__class__ = PaddedResNet
