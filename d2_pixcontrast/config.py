@@ -18,7 +18,7 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
     Raises:
         ValueError: with ``keep_defaults``, ``cfg`` has a value where the project has a node.
     """
-    before = cfg.clone()
+    before = cfg.clone() if keep_defaults else None
     add_deeplab_config(cfg)
     _add_datasets(cfg)
     _add_input(cfg)
@@ -29,7 +29,7 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
     _add_dataset_memory(cfg)
     _add_solver(cfg)
     _add_test(cfg)
-    if keep_defaults:
+    if before is not None:
         _put_back(cfg, before)
 
 

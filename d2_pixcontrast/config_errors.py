@@ -21,13 +21,17 @@ _WRITTEN = {
 }
 
 
-def way_out(cfg: CfgNode, text: str) -> str:
-    """What may help with an error of yacs, to be appended to its ``text``; "" if nothing is known.
+def with_way_out(cfg: CfgNode, text: str) -> str:
+    """The message of an error of yacs, and after it what may help, where something is known.
 
     Args:
         cfg: with all keys.
         text: the message.
     """
+    return text + _way_out(cfg, text)
+
+
+def _way_out(cfg: CfgNode, text: str) -> str:
     if found := re.search(r"Non-existent (?:config )?key: (\S+)", text):
         near = difflib.get_close_matches(found[1], list(_keys(cfg)), n=3, cutoff=0.75)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

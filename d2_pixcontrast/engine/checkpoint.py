@@ -185,7 +185,7 @@ class SemSegCheckpointer(DetectionCheckpointer):
         _drop_training_only(checkpoint["model"], self.model, self.logger)
         checkpoint["model"] = _fit_wrapper(checkpoint["model"], self.model, self.logger)
         incompatible = super()._load_model(checkpoint)
-        shapes = [key for key, *_ in incompatible.incorrect_shapes]
+        shapes = {key for key, *_ in incompatible.incorrect_shapes}
         # Fvcore names those of another shape among the missing ones, too.
         missing = [key for key in incompatible.missing_keys if key not in shapes]
         if self.strict and (missing or shapes):

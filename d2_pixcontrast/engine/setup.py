@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
 from ..config import add_pixcontrast_config, complete_folders, inference_config
-from ..config_errors import check_doubled_keys, way_out
+from ..config_errors import check_doubled_keys, with_way_out
 from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
 from ..plugins import import_plugins
@@ -87,12 +87,12 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             "the file that names it"
         ) from error
     except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{config_file}: {_text(error)}{way_out(cfg, _text(error))}") from error
+        raise ValueError(f"{config_file}: {with_way_out(cfg, _text(error))}") from error
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"command line options {' '.join(opts)}: {_text(error)}{way_out(cfg, _text(error))}"
+            f"command line options {' '.join(opts)}: {with_way_out(cfg, _text(error))}"
         ) from error
     check_numbers(cfg)
     register_folders_of(cfg)
