@@ -1,6 +1,5 @@
 """What a config file or a command line got wrong, and the way out; yacs says the first alone."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from fvcore.common.config import BASE_KEY
 
 from .compat import CfgNode
 from .plugins import VARIABLE as PLUGINS
+from .spelling import did_you_mean
 
 # How a value of each type is written, as YAML and on a command line.
 _WRITTEN = {
@@ -33,9 +33,8 @@ def with_way_out(cfg: CfgNode, text: str) -> str:
 
 def _way_out(cfg: CfgNode, text: str) -> str:
     if found := re.search(r"Non-existent (?:config )?key: (\S+)", text):
-        near = difflib.get_close_matches(found[1], list(_keys(cfg)), n=3, cutoff=0.75)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"{hint} (keys of a plugin are there when {PLUGINS} names it)"
+        hint = did_you_mean(found[1], _keys(cfg), 0.75)
+        return f"{'; ' if hint else ' '}{hint}(keys of a plugin are there when {PLUGINS} names it)"
     if "odd length" in text:
         return "; a blank stands between KEY and VALUE"
     if found := re.search(r"Type mismatch \(<class '(\w+)'>", text):

@@ -1,10 +1,10 @@
 """Checks of the datasets that a configuration names, before any model is built."""
 
-import difflib
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..spelling import did_you_mean
 from .datasets import builtin
 from .flip_pairs import common_flip_pairs, flip_pairs
 from .labels import DataError
@@ -69,8 +69,7 @@ def check_registered(name: str) -> None:
     known = DatasetCatalog.list()
     if name in known:
         return
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.7)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(name, known, 0.7)
     segmentation = ", ".join(sorted(other for other in known if "sem_seg" in other))
     raise DataError(f"dataset {name} is not registered; {hint}Known: {segmentation}")
 

@@ -4,6 +4,8 @@ import difflib
 
 from detectron2.utils.registry import Registry
 
+from ..spelling import did_you_mean
+
 
 def lookup(registry: Registry, name: str, key: str):
     """The object registered as ``name``.
@@ -23,11 +25,10 @@ def suggest(name: str, known: list[str], most: int = 12) -> str:
     Where they are many and none is close, those whose last parts (of a path) are the nearest.
     """
     name = str(name)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = did_you_mean(name, known, 0.6)
     if len(known) <= most:
         return f"{hint}known are {', '.join(known)}"
-    if not close:
+    if not hint:
         by_last_part = {other.rsplit("/", 1)[-1]: other for other in known}
         last_part = name.rsplit("/", 1)[-1]
         near = difflib.get_close_matches(last_part, by_last_part, n=3, cutoff=0.0)
