@@ -113,7 +113,7 @@ def _check_classes(cfg: CfgNode, checkpoint: ForeignCheckpoint, path: str) -> li
     notes = [f"its {len(theirs)} classes are those of {datasets[0]}"]
     if renamed:
         pairs = ", ".join(f"{a!r} for {b!r}" for a, b in renamed)
-        notes.append(f"taken for other names of the same {len(renamed)} classes: {pairs}")
+        notes.append(f"taken for names of the same class: {pairs}")
     return notes
 
 

@@ -239,7 +239,7 @@ def test_other_names_of_a_few_classes_are_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "spelled_otherwise", lambda theirs, ours: [("a", "b")])
     names = classes_of(tiny_cfg())
     result = converted(Tiny, tmp_path, tiny_checkpoint()[0], meta={"CLASSES": names})
-    assert result.notes[-1] == "taken for other names of the same 1 classes: 'a' for 'b'"
+    assert result.notes[-1] == "taken for names of the same class: 'a' for 'b'"
 
 
 def test_fewer_classes_are_named(tmp_path):
