@@ -5,10 +5,17 @@ from pathlib import Path
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint_files import is_whole, keep_newest, numbered_checkpoints, write_atomically
+from .checkpoint_files import (
+    is_whole,
+    iteration_of,
+    keep_newest,
+    numbered_checkpoints,
+    write_atomically,
+)
 from .weights import TIMM_PREFIX, load_timm_file, load_timm_weights
 from .weights_file import check_hash_in_name, check_state, read_weights_file, weight_names
 
@@ -16,6 +23,21 @@ from .weights_file import check_hash_in_name, check_state, read_weights_file, we
 TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
 # What ContrastWrapperHead puts before the names of the head that it wraps.
 _HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
+# Ways out where an optimiser's state does not fit, by what torch says of it.
+_OTHER_GROUPS = (
+    "its optimiser groups the parameters by other learning rates or weight decays than this "
+    "config; resume with the values of the run; in runs from before norms and biases decayed like "
+    "the rest, these are SOLVER.WEIGHT_DECAY_NORM 0.0 SOLVER.WEIGHT_DECAY_BIAS 0.0"
+)
+_OTHER_PARAMETERS = (
+    "its optimiser has other parameters than this config's model, or groups them otherwise; resume "
+    "with the run's TERMS, DECODER, AUX and SOLVER.WEIGHT_DECAY_*, or start from its weights: "
+    "append MODEL.WEIGHTS with this file and another OUTPUT_DIR, without --resume"
+)
+_OPTIMISER_MISFITS = {
+    "different number of parameter groups": _OTHER_GROUPS,
+    "parameter group": _OTHER_PARAMETERS,
+}
 
 
 def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -70,7 +92,7 @@ class SemSegCheckpointer(DetectionCheckpointer):
         Args:
             name: without the ending.
             tag: make it the checkpoint that ``--resume`` takes.
-            kwargs: further plain values to store.
+            kwargs: further plain values to store; "iteration" is that of the checkpoint.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -83,43 +105,74 @@ class SemSegCheckpointer(DetectionCheckpointer):
         if tag:
             self.tag_last_checkpoint(path.name)
             if self.checkpoints_to_keep:
-                keep_newest(path.parent, self.checkpoints_to_keep)
+                last = kwargs.get("iteration", iteration_of(path.name))
+                keep_newest(path.parent, self.checkpoints_to_keep, last)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         name = last_filename_basename.encode()
         write_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(name))
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume from, with a ``last_checkpoint`` or without."""
+        return bool(self._candidates())
+
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """Load the newest whole checkpoint of the run with all its states if ``resume`` and there
-        is one, else the weights of ``path``.
+        is one, else the weights of ``path``. With ``resume`` all processes call it together.
 
         Raises:
-            ValueError: there are checkpoints to resume from, but none of them is whole.
+            ValueError: there are checkpoints to resume from, but none of them is whole, or other
+                processes find another one, in the folder of another machine.
         """
-        newest = self._newest_whole_checkpoint() if resume else None
+        newest = self._agreed_checkpoint() if resume else None
         if newest is None:
             return self.load(path, checkpointables=[])
         return self.load(str(newest))
 
-    def _newest_whole_checkpoint(self) -> Path | None:
-        """The tagged checkpoint, or the newest before it if the tag or its file is damaged."""
+    def _agreed_checkpoint(self) -> Path | None:
+        """:meth:`_newest_whole_checkpoint`, which has to be the same everywhere: processes that
+        start from different iterations would train different models without a word."""
+        newest, error = None, None
+        try:
+            newest = self._newest_whole_checkpoint()
+        except ValueError as caught:  # raised below, once nobody waits for this process
+            error = caught
+        found = comm.all_gather("damaged ones" if error else newest and newest.name)
+        if error:
+            raise error
+        for rank, name in enumerate(found):
+            if name != found[0]:
+                raise ValueError(
+                    f"--resume: process 0 finds {found[0] or 'no checkpoint'} in {self.save_dir}, "
+                    f"process {rank} {name or 'none'}; OUTPUT_DIR has to be a folder that all "
+                    "machines share, or to be copied to all of them"
+                )
+        return newest
+
+    def _candidates(self) -> list[Path]:
+        """What may be resumed: the tagged checkpoint, if there is a tag, and the ones before it,
+        newest first."""
         folder = Path(self.save_dir)
         if not folder.is_dir():
-            return None
-        candidates = numbered_checkpoints(folder)
+            return []
         tag = folder / "last_checkpoint"
         # After a power cut a file may be there with zeros for content.
         name = tag.read_text(errors="replace").strip("\0\n ") if tag.is_file() else ""
-        if name and "\0" not in name:
-            tagged = folder / name
-            candidates = [tagged, *(p for p in candidates if p != tagged)]
+        if not name or "\0" in name:
+            return numbered_checkpoints(folder)
+        tagged = folder / name
+        before = numbered_checkpoints(folder, last=iteration_of(name))
+        return [tagged, *(p for p in before if p != tagged)]
+
+    def _newest_whole_checkpoint(self) -> Path | None:
+        candidates = self._candidates()
         for candidate in candidates:
             if is_whole(candidate):
                 return candidate
             self.logger.warning(f"{candidate} is missing or damaged, trying the one before it")
         if candidates:
             raise ValueError(
-                f"--resume: all {len(candidates)} checkpoints of {folder} are damaged; "
+                f"--resume: all {len(candidates)} checkpoints of {self.save_dir} are damaged; "
                 "start without --resume"
             )
         return None
@@ -148,14 +201,10 @@ class SemSegCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, checkpointables)
         except ValueError as error:
-            if "parameter group" not in str(error):  # of torch's optimisers
-                raise
-            raise ValueError(
-                f"{path}: its optimiser groups the parameters by other learning rates or weight "
-                f"decays than this config ({error}). Resume with the values of the run; in runs "
-                "from before norms and biases decayed like the rest, these are "
-                "SOLVER.WEIGHT_DECAY_NORM 0.0 SOLVER.WEIGHT_DECAY_BIAS 0.0"
-            ) from error
+            for text, way_out in _OPTIMISER_MISFITS.items():
+                if text in str(error):
+                    raise ValueError(f"{path}: {way_out} ({error})") from error
+            raise
 
     def _local_path(self, path: str) -> str:
         try:
@@ -221,9 +270,8 @@ class SemSegCheckpointer(DetectionCheckpointer):
 def _drop_training_only(state: dict, model: torch.nn.Module, logger) -> None:
     """Remove terms and auxiliary head from ``state`` where the model has none."""
     own = model.state_dict()
-    extra = [
-        k for k in state if k.removeprefix("module.").startswith(TRAINING_ONLY) and k not in own
-    ]
+    names = {key: key.removeprefix("module.") for key in state}
+    extra = [k for k, n in names.items() if n.startswith(TRAINING_ONLY) and n not in own]
     for key in extra:
         del state[key]
     if extra:

@@ -51,13 +51,25 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def numbered_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints ``model_<iteration>.pth`` of a folder, newest first."""
-    found = [(int(match[1]), p) for p in folder.iterdir() if (match := _NUMBERED.fullmatch(p.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+def iteration_of(name: str) -> int | None:
+    """The number in ``model_<iteration>.pth``; None for any other name."""
+    match = _NUMBERED.fullmatch(name)
+    return int(match[1]) if match else None
 
 
-def keep_newest(folder: Path, number: int) -> None:
+def numbered_checkpoints(folder: Path, last: int | None = None) -> list[Path]:
+    """The checkpoints ``model_<iteration>.pth`` of a folder, newest first.
+
+    Args:
+        folder: of a run.
+        last: none after this iteration, which would be of another run in the same folder.
+    """
+    found = ((iteration_of(p.name), p) for p in folder.iterdir())
+    numbered = [(i, p) for i, p in found if i is not None and (last is None or i <= last)]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def keep_newest(folder: Path, number: int, last: int | None = None) -> None:
     """Remove all but the newest ``number`` of :func:`numbered_checkpoints`."""
-    for path in numbered_checkpoints(folder)[number:]:
+    for path in numbered_checkpoints(folder, last)[number:]:
         path.unlink(missing_ok=True)

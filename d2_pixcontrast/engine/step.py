@@ -205,7 +205,8 @@ class StepTrainer(SimpleTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if state["grad_scaler"]:  # empty if that step had none, which this one's may start afresh
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.skipped_in_a_row = state.get("skipped_in_a_row", 0)
 
 

@@ -139,21 +139,40 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state: dict) -> None:
+        configured = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
+        self._set_groups(configured)
         self.seed = self.data_loader.seed = self._progress_hook.seed = state["seed"]
         for key, now in self._schedule().items():
             before = state.get("schedule", {}).get(key, now)
             if before != now:
                 logging.getLogger(__name__).warning(f"Resuming with {key} {now}, before {before}")
 
-    def _schedule(self) -> dict[str, float]:
+    def _set_groups(self, configured: list[dict]) -> None:
+        """Let learning rates, weight decays and momentum be the config's, which a resumed run may
+        change; the loaded states of optimiser and schedule hold those of the run before."""
+        groups = self.optimizer.param_groups
+        for group, own in zip(groups, configured, strict=True):
+            group.update({key: value for key, value in own.items() if key != "lr"})
+        self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        if self.scheduler.last_epoch <= self.max_iter:  # else no step is left to take
+            for group, lr in zip(groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = lr
+
+    def _schedule(self) -> dict:
         """What a resumed run may change, and is told of."""
         solver = self.cfg.SOLVER
         return {
             "SOLVER.MAX_ITER": solver.MAX_ITER,
             "SOLVER.IMS_PER_BATCH": solver.IMS_PER_BATCH,
             "SOLVER.BASE_LR": solver.BASE_LR,
+            "SOLVER.WEIGHT_DECAY": solver.WEIGHT_DECAY,
+            "SOLVER.MOMENTUM": solver.MOMENTUM,
+            "SOLVER.AMP": solver.AMP.DTYPE if solver.AMP.ENABLED else "off",
             "number of processes": comm.get_world_size(),
         }
 

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT
+from ranks import run_ranks
 
 from d2_pixcontrast.engine import SemSegCheckpointer
 from d2_pixcontrast.engine.checkpoint_files import (
@@ -67,8 +69,50 @@ def test_without_a_sound_tag_the_newest_is_used(tmp_path, tag):
     (tmp_path / "last_checkpoint").unlink()
     if tag is not None:
         (tmp_path / "last_checkpoint").write_text(tag)
+    checkpointer = SemSegCheckpointer(model(), str(tmp_path))
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 11
+
+
+def test_another_runs_later_checkpoints_are_neither_resumed_nor_counted(tmp_path):
+    """A training that began anew in the folder of a longer one."""
+    run_with_checkpoints(tmp_path, [199, 399])
+    run_with_checkpoints(tmp_path, [24, 49, 74], checkpoints_to_keep=2)
+    names = [p.name for p in numbered_checkpoints(tmp_path)]
+    assert names == [f"model_{i:07d}.pth" for i in (399, 199, 74, 49)]
+    damage(tmp_path / "model_0000074.pth", "truncated")
     state = SemSegCheckpointer(model(), str(tmp_path)).resume_or_load("", resume=True)
-    assert state["iteration"] == 11
+    assert state["iteration"] == 49
+    last = SemSegCheckpointer(model(), str(tmp_path), checkpoints_to_keep=1)
+    last.save("model_final", iteration=99)
+    assert [p.name for p in numbered_checkpoints(tmp_path, last=99)] == ["model_0000074.pth"]
+    assert len(numbered_checkpoints(tmp_path)) == 3
+
+
+def _resume_on_machines_of_their_own(rank, folder, url):
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=2)
+    machines = [folder / "shared"] * 2
+    assert SemSegCheckpointer(model(), str(machines[rank])).resume_or_load("")["iteration"] == 3
+    for other, found in (("damaged", "damaged ones"), ("empty", "none")):
+        machines[1] = folder / other
+        with pytest.raises(ValueError) as caught:
+            SemSegCheckpointer(model(), str(machines[rank])).resume_or_load("")
+        if rank == 0 or other == "empty":
+            assert f"process 0 finds model_0000003.pth in {machines[rank]}" in str(caught.value)
+            assert f"process 1 {found}; OUTPUT_DIR has to be a folder that all" in str(caught.value)
+        else:
+            assert "all 1 checkpoints" in str(caught.value)
+    dist.destroy_process_group()
+
+
+def test_processes_that_find_different_checkpoints_do_not_start(tmp_path):
+    """Machines whose OUTPUT_DIR is a disk of their own: only the first one has checkpoints."""
+    for name in ("shared", "damaged", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("shared", "damaged"):
+        run_with_checkpoints(tmp_path / name, [3])
+    damage(tmp_path / "damaged" / "model_0000003.pth", "truncated")
+    run_ranks(_resume_on_machines_of_their_own, (tmp_path, f"file://{tmp_path}/store"), 2)
 
 
 def test_the_tag_decides(tmp_path):

@@ -48,9 +48,10 @@ def test_safetensors_and_data_parallel_prefix(small_cfg, training_checkpoint, tm
     save_file(state, tmp_path / "whole.safetensors")
     torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "prefixed.pth")
     for name in ("whole.safetensors", "prefixed.pth"):
-        plain = build_model(plain_cfg)
-        SemSegCheckpointer(plain, strict=True).load(str(tmp_path / name))
-        assert equal_weights(trained, plain), name
+        for cfg in (plain_cfg, small_cfg):  # without and with terms and auxiliary head
+            model = build_model(cfg)
+            SemSegCheckpointer(model, strict=True).load(str(tmp_path / name))
+            assert equal_weights(trained, model), name
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -170,6 +171,19 @@ def test_untagged_checkpoints_are_not_resumed(small_cfg, training_checkpoint, tm
     checkpointer.save("model_best", tag=False)
     assert (tmp_path / "model_best.pth").is_file()
     assert checkpointer.get_checkpoint_file() == path
+
+
+def test_another_model_is_told_with_the_way_out(small_cfg, tmp_path):
+    model = build_model(small_cfg)
+    optimizer = build_optimizer(small_cfg, model)
+    SemSegCheckpointer(model, str(tmp_path), optimizer=optimizer).save("model_0000001")
+    small_cfg.MODEL.SEM_SEG_HEAD.TERMS = []
+    model = build_model(small_cfg)
+    checkpointer = SemSegCheckpointer(
+        model, str(tmp_path), optimizer=build_optimizer(small_cfg, model)
+    )
+    with pytest.raises(ValueError, match=r"0000001\.pth: its .* other parameters .* run's TERMS"):
+        checkpointer.resume_or_load("", resume=True)
 
 
 def test_other_groups_of_parameters_are_told_with_the_way_out(small_cfg, tmp_path):

@@ -75,6 +75,19 @@ def test_scaler_state_is_saved_and_restored():
     assert other.grad_scaler.get_scale() == 1024.0
 
 
+def test_mixed_precision_can_be_turned_on_and_off_between_runs():
+    states = {}
+    for before in (None, "float16", "bfloat16"):
+        _, trainer, _ = run(before)
+        states[before] = trainer.state_dict()
+    for state in states.values():
+        for now in states:
+            _, trainer, _ = run(now)
+            scale = trainer.grad_scaler.get_scale()
+            trainer.load_state_dict(state)
+            assert trainer.grad_scaler.get_scale() == scale
+
+
 class Normed(torch.nn.Module):
     """A model with batch norm, on detectron2's lists of dicts."""
 

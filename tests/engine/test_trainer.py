@@ -1,6 +1,7 @@
 """The trainer's parts that a single CPU process can show."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,62 @@ def test_a_training_over_another_one_is_warned_of(small_cfg, caplog, before):
     with caplog.at_level(logging.WARNING):
         training.resume_or_load(resume=False)
     assert (f"{folder} holds the checkpoints of another training" in caplog.text) == before
+
+
+@pytest.fixture
+def interrupted_run(small_cfg):
+    """The config of a training that has taken two of its four steps."""
+    options = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", ()]
+    small_cfg.merge_from_list([*options, "SOLVER.IMS_PER_BATCH", 2, "TEST.EXPECTED_RESULTS", []])
+    Path(small_cfg.OUTPUT_DIR).mkdir(parents=True)
+    training = Trainer(small_cfg)
+    training.max_iter = 2
+    training.train()
+    assert [p.name for p in Path(small_cfg.OUTPUT_DIR).glob("*.pth")] == ["model_final.pth"]
+    Path(small_cfg.OUTPUT_DIR, "model_final.pth").rename(
+        f"{small_cfg.OUTPUT_DIR}/model_0000001.pth"
+    )
+    return small_cfg
+
+
+@pytest.mark.parametrize("tag", [None, "model_0000001.pth"])
+def test_a_run_is_resumed_where_it_was_with_a_tag_or_without(interrupted_run, tag):
+    file = Path(interrupted_run.OUTPUT_DIR, "last_checkpoint")
+    file.unlink() if tag is None else file.write_text(tag)
+    training = Trainer(interrupted_run)
+    training.resume_or_load(resume=True)
+    assert training.start_iter == training.data_loader.start_iter == 2
+    assert training.scheduler.last_epoch == 2
+
+
+def test_a_resumed_run_takes_the_schedule_of_its_config(interrupted_run, caplog):
+    (Path(interrupted_run.OUTPUT_DIR) / "last_checkpoint").unlink()
+
+    def groups(*options):
+        interrupted_run.merge_from_list(list(options))
+        training = Trainer(interrupted_run)
+        training.resume_or_load(resume=True)
+        assert any(training.optimizer.state.values())  # momentum
+        keys = ("lr", "initial_lr", "weight_decay", "momentum")
+        found = [[group[key] for key in keys] for group in training.optimizer.param_groups]
+        assert training.scheduler.base_lrs == [group[1] for group in found]
+        assert not math.isclose(found[0][0], found[0][1])  # within the schedule
+        return torch.tensor(found, dtype=torch.float64)
+
+    saved = torch.load(f"{interrupted_run.OUTPUT_DIR}/model_0000001.pth", weights_only=True)
+    saved = saved["trainer"]["_trainer"]["optimizer"]["param_groups"]
+    before = groups()
+    assert before[:, 0].tolist() == [group["lr"] for group in saved]
+    lr, decay, momentum = (
+        interrupted_run.SOLVER[key] for key in ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM")
+    )
+    with caplog.at_level(logging.WARNING):
+        after = groups(
+            *("SOLVER.BASE_LR", lr * 10, "SOLVER.WEIGHT_DECAY", decay * 3),
+            *("SOLVER.MOMENTUM", momentum / 2),
+        )
+    torch.testing.assert_close(after, before * torch.tensor([10, 10, 3, 0.5]).double())
+    for key, value in (("BASE_LR", lr), ("WEIGHT_DECAY", decay), ("MOMENTUM", momentum)):
+        assert f"Resuming with SOLVER.{key} {interrupted_run.SOLVER[key]}, before {value}" in (
+            caplog.text
+        )
