@@ -77,7 +77,8 @@ LABELS = {
 @pytest.mark.parametrize("labels", LABELS)
 def test_losses_keys_and_edges_are_the_same_in_every_step(small_cfg, name, progress, labels):
     term = term_of(small_cfg, name)
-    losses, scalars = term(term_inputs(LABELS[labels], progress))
+    inputs = term_inputs(LABELS[labels], progress)
+    losses, scalars = term(inputs)
     assert tuple(losses) == term.loss_names
     for value in losses.values():
         assert value.shape == () and torch.isfinite(value)
@@ -85,6 +86,9 @@ def test_losses_keys_and_edges_are_the_same_in_every_step(small_cfg, name, progr
     for key, parameter in term.named_parameters():
         assert parameter.grad is not None, f"DDP would wait for {key}"
         assert torch.isfinite(parameter.grad).all()
+    for key in term.in_features:  # whose stage no one else may read
+        assert inputs.features[key].grad is not None, f"DDP would wait for the stage of {key}"
+        assert torch.isfinite(inputs.features[key].grad).all()
     assert all(not s.requires_grad and s.shape == () for s in scalars.values())
 
 
@@ -99,6 +103,11 @@ def test_warm_up_lets_no_nan_pass(small_cfg, name):
             feature[0, 0, 0, 1] = float("inf")
     losses, _ = term(inputs)
     assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    gradients = [
+        p.grad for p in (*term.parameters(), *(inputs.features[n] for n in term.in_features))
+    ]
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
     on, _ = term(term_inputs(progress=0.125))
     assert sum(on.values()) > 0
 

@@ -1,5 +1,7 @@
 """The contract between the head and its terms."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -20,12 +22,14 @@ ShapeSpecs of the encoder features and of "decoder", the decoder's output.
 class Term(nn.Module):
     """A loss beside the cross-entropy, with what it needs to compute it.
 
-    A subclass sets ``loss_names`` and implements :meth:`compute`. Every step on every rank returns
-    exactly these losses (detectron2 gathers metrics by key) and leaves an edge to all parameters
-    (DDP waits for their gradients).
+    A subclass sets ``loss_names`` and ``in_features``, the names of the features with a gradient,
+    and implements :meth:`compute`. Every step on every rank returns exactly these losses
+    (detectron2 gathers metrics by key) and leaves an edge to all parameters and features (DDP waits
+    for their gradients, and no one else may read a feature).
     """
 
     loss_names: tuple[str, ...] = ()
+    in_features: Sequence[str] = ()
 
     def __init__(self, warmup: float = 0.0):
         """
@@ -43,9 +47,9 @@ class Term(nn.Module):
     def forward(self, inputs: TermInputs) -> tuple[dict, dict]:
         """Losses by name, and scalars to record (0-d or (C,) tensors without gradient)."""
         if inputs.progress.fraction < self.warmup:
-            # Off is skipped, not multiplied by 0: a NaN or inf in the features must not pass. The
-            # edge goes to the parameters, which are finite.
-            zero = sum(p.sum() for p in self.parameters()) * 0.0
+            # Off is skipped, not multiplied by 0: a NaN or inf in the features must not pass.
+            features = (inputs.features[name] for name in self.in_features)
+            zero = _Zero.apply(inputs.labels, *self.parameters(), *features)
             return dict.fromkeys(self.loss_names, zero), self.observe(inputs)
         return self.compute(inputs)
 
@@ -60,6 +64,22 @@ class Term(nn.Module):
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
         """:meth:`forward` once the warm-up is over."""
         raise NotImplementedError
+
+
+class _Zero(torch.autograd.Function):
+    """0 with an edge to tensors, whose gradients are 0 whatever their values."""
+
+    @staticmethod
+    def forward(ctx, labels, *tensors):
+        ctx.like = [(t.shape, t.dtype, t.device) for t in (labels, *tensors)]
+        return labels.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, _):
+        return tuple(
+            torch.zeros(shape, dtype=dtype, device=device) if needed else None
+            for (shape, dtype, device), needed in zip(ctx.like, ctx.needs_input_grad, strict=True)
+        )
 
 
 def require_positive(node: str, **values: float) -> None:
