@@ -47,6 +47,8 @@ class SegmentationLoss(nn.Module):
             self.hard_pixels = DeepLabCE(
                 ignore_value, top_k_percent_pixels=_HARD_SHARE, weight=weight
             )
+            # Torch would store the config's weights in checkpoints, and take them from there.
+            self.hard_pixels.criterion.register_buffer("weight", weight, persistent=False)
         else:
             raise ValueError(
                 f"MODEL.SEM_SEG_HEAD.LOSS_TYPE is {loss_type!r}; "

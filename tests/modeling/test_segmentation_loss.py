@@ -45,6 +45,16 @@ def test_hard_pixel_mining_takes_the_hardest_fifth():
     torch.testing.assert_close(make("hard_pixel_mining")(logits, labels), expected)
 
 
+@pytest.mark.parametrize("loss_type", ["cross_entropy", "hard_pixel_mining"])
+def test_class_weights_are_the_configs_and_no_part_of_a_checkpoint(loss_type):
+    logits, labels = batch()
+    before, loss = make(loss_type, [1.0] * 4), make(loss_type, [5.0, 1.0, 2.0, 0.1])
+    expected = loss(logits, labels)
+    assert not before.state_dict()
+    loss.load_state_dict(before.state_dict())
+    assert loss(logits, labels) == expected != before(logits, labels)
+
+
 @pytest.mark.parametrize("ignore_value", [255, 3])
 @pytest.mark.parametrize("weights", [(), (1.0, 1.0, 1.0, 1.0)])
 @pytest.mark.parametrize("loss_type", ["cross_entropy", "hard_pixel_mining"])
