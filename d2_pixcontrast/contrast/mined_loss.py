@@ -13,10 +13,14 @@ from torch.nn import functional as F
 from .class_queue import ClassEntries
 from .class_tiles import class_tiles
 from .mining import Mining, choose
-from .streaming_loss import EMPTY, blocks, default_chunk, negative_logits
+from .streaming_loss import EMPTY, blocks, negative_logits
 
-# Numbers in the largest temporary: anchors of a chunk x entries of the bank.
-_BUDGET = 1 << 23
+# Numbers in the largest temporary: anchors of a chunk x entries of the bank. On a GPU more of them,
+# and thus fewer and larger kernels.
+_CPU_BUDGET, _GPU_BUDGET = 1 << 23, 1 << 25
+# Entries that are looked at, and brought to the anchors' precision, together. Unlike the logits of
+# streaming_loss.py these are all kept, so that small blocks would spare no memory.
+_CHUNK = 1 << 17
 _POSITIVE_STREAM, _NEGATIVE_STREAM = 0, 1
 
 
@@ -37,7 +41,7 @@ class _MinedLogNegatives(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, labels, bank, mining, row_keys, temperature):
         entries = sum(rows.shape[0] * rows.shape[1] for rows, _ in bank)
-        step = max(1, _BUDGET // entries)
+        step = max(1, _budget(anchors.device) // entries)
         logs, means = [], []
         for scaled, of, keys in zip(
             (anchors / temperature).split(step), labels.split(step), row_keys.split(step)
@@ -85,7 +89,8 @@ class _MinedPositiveLosses(torch.autograd.Function):
         tiles = class_tiles(labels, mask, bank[0].rows.shape[0])
         size = sum(rows.shape[1] for rows, _ in bank)
         # A tile takes its class' entries with it: (M, D) numbers.
-        step = max(1, _BUDGET // (size * max(anchors.shape[1], tiles.index.shape[1])))
+        per_tile = size * max(anchors.shape[1], tiles.index.shape[1])
+        step = max(1, _budget(anchors.device) // per_tile)
         results = [
             _mined_positives_of_tiles(
                 anchors[index] / temperature, log_negatives[index], row_keys[index],
@@ -127,12 +132,16 @@ def _mined_positives_of_tiles(scaled, levels, keys, classes, bank, mining):
     )
 
 
+def _budget(device):
+    return _CPU_BUDGET if device.type == "cpu" else _GPU_BUDGET
+
+
 def _slots(rows):
     return torch.arange(rows.shape[1], device=rows.device)
 
 
 def _all_blocks(bank, like):
-    return blocks(bank, default_chunk(like.device), like.dtype)
+    return blocks(bank, _CHUNK, like.dtype)
 
 
 def _weighted_sum(weights, bank):

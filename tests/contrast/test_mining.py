@@ -92,10 +92,12 @@ def restricted_loss(anchors, labels, mask, bank, mining, keys, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("budget", [1, 200, 1 << 23])
-def test_hardest_in_a_bank_equals_the_dense_formula(budget, temperature, monkeypatch):
-    """Positives and negatives each with their own number; chunks of anchors change nothing."""
-    monkeypatch.setattr(mined_loss, "_BUDGET", budget)
+@pytest.mark.parametrize("budget, chunk", [(1, 1), (200, 12), (1 << 23, 1 << 17)])
+def test_hardest_in_a_bank_equals_the_dense_formula(budget, chunk, temperature, monkeypatch):
+    """Positives and negatives each with their own number; chunks of anchors, and blocks of the
+    bank, change nothing."""
+    monkeypatch.setattr(mined_loss, "_CPU_BUDGET", budget)
+    monkeypatch.setattr(mined_loss, "_CHUNK", chunk)
     anchors, labels, mask, bank = random_case(40, 4, (9, 6), seed=3)
     mining = Mining("hardest", num_positives=4, num_negatives=7)
     keys = torch.zeros_like(labels)
@@ -113,7 +115,7 @@ def test_hardest_in_a_bank_equals_the_dense_formula(budget, temperature, monkeyp
 @pytest.mark.parametrize("budget", [1, 1 << 23])
 def test_every_anchor_draws_from_a_bank_with_its_own_key(mode, budget, monkeypatch):
     """Equal anchors: equal keys give equal choices, other keys other ones."""
-    monkeypatch.setattr(mined_loss, "_BUDGET", budget)
+    monkeypatch.setattr(mined_loss, "_CPU_BUDGET", budget)
     _, _, _, bank = random_case(1, 2, (40,), seed=1, fill=torch.tensor([40, 40]))
     anchors = torch.nn.functional.normalize(torch.ones(4, 6, dtype=torch.float64), dim=1)
     labels, mask = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool)
@@ -158,7 +160,7 @@ def test_gradcheck_and_chunk_invariance(mode, monkeypatch):
 
     assert torch.autograd.gradcheck(loss, (anchors,))
     whole = loss(anchors)
-    monkeypatch.setattr(mined_loss, "_BUDGET", 1)
+    monkeypatch.setattr(mined_loss, "_CPU_BUDGET", 1)
     torch.testing.assert_close(loss(anchors), whole)
 
 
