@@ -11,8 +11,11 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from ..config import WRAPPER_NAME
 from ..config_numbers import look_up
+from ..contrast import ClassMemory
 from .backbone import pad_resnet
+from .head_with_terms import HeadWithTerms
 from .registry import lookup
 
 _NORMS = (
@@ -29,7 +32,8 @@ def build_model(cfg) -> nn.Module:
     """The model of a config, on MODEL.DEVICE.
 
     Raises:
-        ValueError: a name that is not registered, or whatever else the model's parts do not take.
+        ValueError: a name that is not registered, a method that the head would leave out, or
+            whatever else the model's parts do not take.
     """
     _check_names(cfg.MODEL)
     try:
@@ -41,11 +45,31 @@ def build_model(cfg) -> nn.Module:
             f"the model of this config cannot be built: {text} (where {place.name} of "
             f"{place.filename} has: {place.line})"
         ) from error
+    _check_methods(cfg.MODEL, model)
     if cfg.MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS:
         pad_resnet(getattr(model, "backbone", None))
     if cfg.MODEL.CHANNELS_LAST:
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def _check_methods(node, model: nn.Module) -> None:
+    """Refuse to train the baseline where the config asks for a method."""
+    head = node.SEM_SEG_HEAD
+    if head.TERMS and not _has(model, HeadWithTerms):
+        raise ValueError(
+            f"MODEL.SEM_SEG_HEAD.TERMS is {list(head.TERMS)}, but NAME {head.NAME} runs no terms; "
+            f"set NAME {WRAPPER_NAME} and WRAPPED {head.NAME}, or TERMS [] to train without"
+        )
+    if node.DATASET_MEMORY.ENABLED and not _has(model, ClassMemory):
+        raise ValueError(
+            f"MODEL.DATASET_MEMORY.ENABLED is True, but MODEL.SEM_SEG_HEAD.NAME {head.NAME} has no "
+            "memory; set NAME PixelContrastSemSegHead, or ENABLED False"
+        )
+
+
+def _has(model: nn.Module, kind: type) -> bool:
+    return any(isinstance(module, kind) for module in model.modules())
 
 
 def _check_names(model) -> None:
