@@ -2,6 +2,7 @@
 
 from .. import compat  # noqa: F401  first: a missing detectron2 gets one clear message
 from .cost import network_cost
+from .evaluated_at import evaluated_at
 from .graph import InferenceGraph, trace
 from .onnx_file import write_onnx
 from .publish import publish
@@ -11,6 +12,7 @@ __all__ = [
     "InferenceGraph",
     "network_cost",
     "publish",
+    "evaluated_at",
     "trace",
     "write_onnx",
     "write_torch",

@@ -10,6 +10,7 @@ import torch
 from ..engine import load_cfg
 from ..engine.inference import load_inference_model
 from .cost import network_cost
+from .evaluated_at import evaluated_at
 from .graph import InferenceGraph, trace
 from .onnx_file import run_onnx, write_onnx
 from .publish import Published, class_names, publish
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     graph = InferenceGraph(load_inference_model(cfg, args.weights), cfg.INPUT.FORMAT).eval()
     write, execute = _GRAPHS[args.command]
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write(trace(graph), args.output, class_names(cfg))
+    write(trace(graph), args.output, class_names(cfg), evaluated_at(cfg))
     yield f"{args.output}: {_mebibytes(os.path.getsize(args.output))}"
+    yield f"takes an image at its own size; the config evaluates at {evaluated_at(cfg)}"
     yield f"network: {network_cost(graph, _CHECKED_SIZE)}"
     yield compare(graph, args.output, execute)
 

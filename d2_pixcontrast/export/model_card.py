@@ -13,6 +13,7 @@ from ..config import WRAPPER_NAME
 from ..engine.weights_file import file_sha256
 from ..plugins import plugin_names
 from .cost import NetworkCost
+from .evaluated_at import evaluated_at
 from .results import Scores
 
 
@@ -95,6 +96,7 @@ def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, 
         f"weight decay {solver.WEIGHT_DECAY}, {solver.LR_SCHEDULER_NAME}",
         "Seed": str(cfg.SEED) if cfg.SEED >= 0 else "drawn",
         **({"Plugins": ", ".join(plugin_names())} if plugin_names() else {}),
+        "Evaluated at": evaluated_at(cfg),
         "Cost": str(cost),
         "Published with": f"d2_pixcontrast {__version__}, detectron2 {detectron2.__version__}, "
         f"torch {torch.__version__}, Python {platform.python_version()}",

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, class_names: list[str]) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram, path: Path, class_names: list[str], evaluated_at: str
+) -> None:
     """Write a network with input "image" (1, 3, height, width) and output "logits" (1, C, height,
     width).
 
@@ -14,6 +16,8 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, class_names: l
         program: see :func:`~d2_pixcontrast.export.trace`.
         path: of the file.
         class_names: stored as the metadata "classes", a JSON list.
+        evaluated_at: stored as the metadata of this name, see
+            :func:`~d2_pixcontrast.export.evaluated_at`.
 
     Raises:
         ImportError: onnx or onnxscript is missing.
@@ -32,6 +36,7 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, class_names: l
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = onnx_ir.Shape([*value.shape[:2], "height", "width"])
     model.metadata_props["classes"] = json.dumps(class_names)
+    model.metadata_props["evaluated_at"] = evaluated_at
     written.save(path, external_data=False)
 
 

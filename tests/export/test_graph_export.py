@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from networks import NETWORKS, eager, network, network_cfg, random_image
 
-from d2_pixcontrast.export import InferenceGraph, network_cost, trace, write_onnx
+from d2_pixcontrast.export import InferenceGraph, evaluated_at, network_cost, trace, write_onnx
 from d2_pixcontrast.export.__main__ import main
 from d2_pixcontrast.export.command import compare
 from d2_pixcontrast.export.cost import count_flops
@@ -57,11 +57,13 @@ def test_onnx_equals_the_network(exported, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     model, program = exported
     path = tmp_path / "model.onnx"
-    write_onnx(program, path, ["a", "ü"])
+    write_onnx(program, path, ["a", "ü"], "a short edge of 512")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # the weights are inside
     written = onnx.load(path)
     onnx.checker.check_model(written)
-    assert {p.key: json.loads(p.value) for p in written.metadata_props}["classes"] == ["a", "ü"]
+    metadata = {p.key: p.value for p in written.metadata_props}
+    assert json.loads(metadata["classes"]) == ["a", "ü"]
+    assert metadata["evaluated_at"] == "a short edge of 512"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (image,), (logits,) = session.get_inputs(), session.get_outputs()
     assert (image.name, image.shape) == ("image", [1, 3, "height", "width"])
@@ -177,9 +179,10 @@ def test_the_command_writes_what_needs_torch_alone(tmp_path, capsys):
     path = tmp_path / "new" / "model.pt2"
     arguments = ["--config-file", str(config), "--weights", str(weights), "--output", str(path)]
     main(["torch_export", *arguments])
-    extra = {"classes.json": ""}
+    extra = {"classes.json": "", "evaluated_at.txt": ""}
     torch.export.load(path, extra_files=extra)
     assert json.loads(extra["classes.json"])[:2] == ["background", "disc"]
+    assert extra["evaluated_at.txt"] == "the image's own size"
     printed = capsys.readouterr().out
     assert "model.pt2" in printed and "parameters" in printed and "at most" in printed
     code = (
@@ -204,7 +207,7 @@ def test_the_command_refuses_a_file_that_differs(tmp_path):
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"d2_pixcontrast\[export\]"):
-        write_onnx(None, tmp_path / "model.onnx", [])
+        write_onnx(None, tmp_path / "model.onnx", [], "")
 
 
 def test_help_shows_the_commands(capsys):
@@ -213,3 +216,23 @@ def test_help_shows_the_commands(capsys):
     printed = capsys.readouterr().out
     for command in ("publish", "onnx", "torch_export"):
         assert f"d2_pixcontrast.export {command}" in printed
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, "the image's own size"),
+        ({"INPUT.MIN_SIZE_TEST": 512, "INPUT.MAX_SIZE_TEST": 0}, "a short edge of 512"),
+        (
+            {"INPUT.MIN_SIZE_TEST": 512, "INPUT.MAX_SIZE_TEST": 2048},
+            "a short edge of 512, a long one of 2048 at most",
+        ),
+        (
+            {"INPUT.FIXED_SIZE_TEST": [473, 400], "TEST.SLIDING.ENABLED": True},
+            "473x400 (height x width), in windows of 512x1024 at steps of 341x683 (height x "
+            "width), averaging logits",
+        ),
+    ],
+)
+def test_what_an_exported_graph_leaves_to_others_is_told(options, words):
+    assert evaluated_at(network_cfg("DeepLabV3Decoder", **options)) == words
