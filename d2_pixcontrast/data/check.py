@@ -21,7 +21,8 @@ def check_datasets(cfg, *, train: bool = True) -> None:
 
     Raises:
         DataError: a name is not registered; a folder is missing or empty; an image has no label
-            or a label no image; NUM_CLASSES or IGNORE_VALUE contradicts the metadata; two
+            or a label no image; one to test on does not say what its classes are;
+            NUM_CLASSES or IGNORE_VALUE contradicts the metadata; two
             datasets number the same classes differently; or those to train on do not agree on what
             a mirrored class is.
     """
@@ -40,6 +41,8 @@ def check_datasets(cfg, *, train: bool = True) -> None:
             ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", head.IGNORE_VALUE),
             ("ignore label", metadata.get("ignore_label")),
         )
+        if name in cfg.DATASETS.TEST:
+            _check_scorable(name, metadata)
         flip_pairs(name, head.NUM_CLASSES)
         _check_first_files(name, load_dataset(name))
     _check_order(names)
@@ -77,6 +80,17 @@ def check_registered(name: str) -> None:
 def _check_equal(name: str, ours: tuple[str, int], theirs: tuple[str, int | None]) -> None:
     if theirs[1] is not None and ours[1] != theirs[1]:
         raise DataError(f"{ours[0]} is {ours[1]}, but dataset {name} has {theirs[0]} {theirs[1]}")
+
+
+def _check_scorable(name: str, metadata) -> None:
+    """What the evaluator needs, before hours of training rather than after them."""
+    missing = [key for key in ("stuff_classes", "ignore_label") if metadata.get(key) is None]
+    if missing:
+        raise DataError(
+            f"dataset {name} of DATASETS.TEST has no {' and '.join(missing)} in its metadata: "
+            f"MetadataCatalog.get({name!r}).set(stuff_classes=[names], ignore_label=255), where it "
+            "is registered"
+        )
 
 
 def _check_order(names: list[str]) -> None:

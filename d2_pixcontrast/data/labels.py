@@ -14,6 +14,7 @@ __all__ = ["DataError", "check_label", "check_same_size", "read_image", "read_la
 
 # PIL modes in which one stored number per pixel is left as it is.
 _ID_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_LOSSY = ("JPEG", "MPO")
 # PIL stretches grey PNGs of 2 and 4 bits to 0..255; these factors undo it.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 
@@ -36,7 +37,8 @@ def read_label(path: str, *, compact: bool = False) -> np.ndarray:
         array (H, W), int32, or uint8 where ``compact`` allows it.
 
     Raises:
-        DataError: the file is missing, cannot be decoded, or has several channels.
+        DataError: the file is missing, cannot be decoded, has several channels, or is a JPEG,
+            whose compression makes up ids along every boundary.
     """
     with _naming("label", path):
         with PathManager.open(path, "rb") as file:
@@ -49,6 +51,11 @@ def read_label(path: str, *, compact: bool = False) -> np.ndarray:
 
 def _decode_ids(data: bytes, path: str) -> np.ndarray:
     image = Image.open(io.BytesIO(data))
+    if image.format in _LOSSY:
+        raise DataError(
+            f"label {path} is a JPEG, whose compression changes ids, above all at boundaries; take "
+            "the labels that it was made of, or draw new ones, and save them as PNG"
+        )
     stretched = _STRETCHED.get(_raw_mode(image), 1)
     label = np.asarray(image)
     if image.mode not in _ID_MODES:

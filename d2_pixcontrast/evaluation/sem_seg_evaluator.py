@@ -124,6 +124,12 @@ class SemSegEvaluator(DatasetEvaluator):
 
         if num_images == 0:
             logger.warning("%s: no image was evaluated, all scores are NaN", self._dataset_name)
+        elif absent := self._absent(confusion):
+            logger.warning(
+                "%s: no label shows %s; such a class has no IoU, or 0 where it is predicted",
+                self._dataset_name,
+                ", ".join(absent),
+            )
         results = scores(confusion, self._class_names)
         for counter in counters[1:]:
             results |= counter.scores(self._class_names)
@@ -133,6 +139,11 @@ class SemSegEvaluator(DatasetEvaluator):
             "%s, %d images, percent:\n%s", self._dataset_name, num_images, self._table(results)
         )
         return OrderedDict(sem_seg=results)
+
+    def _absent(self, confusion: torch.Tensor) -> list[str]:
+        """Names of the classes that are nowhere in the ground truth."""
+        pixels = confusion.sum(dim=1).tolist()
+        return [name for name, count in zip(self._class_names, pixels, strict=True) if not count]
 
     def _new_counters(self, device: torch.device | str) -> list[ConfusionCounter | BoundaryCounter]:
         """Confusion matrix first."""

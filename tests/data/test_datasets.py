@@ -289,6 +289,15 @@ def test_scores_need_labels(monkeypatch):
         check_datasets(_config(test=[name], num_classes=2, ignore_value=255), train=False)
 
 
+@pytest.mark.parametrize("missing", ["stuff_classes", "ignore_label"])
+def test_what_the_evaluator_needs_is_asked_for_before_the_training(monkeypatch, missing):
+    good, bad = own_datasets(monkeypatch, ["a", "b"], ["a", "b"])
+    delattr(MetadataCatalog.get(bad), missing)
+    with pytest.raises(DataError, match=f"{bad} of DATASETS.TEST has no {missing} .*ignore_label="):
+        check_datasets(_config([good], [bad], 2, 255))
+    check_datasets(_config([bad], [good], 2, 255))  # which training does not need
+
+
 def test_a_users_loader_that_fails_is_named():
     DatasetCatalog.register("users_own", lambda: os.stat("no/such/list.json"))
     try:

@@ -65,6 +65,31 @@ def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path):
     assert [record["image_id"] for record in DatasetCatalog.get("mine")] == ["a", "b"]
 
 
+@pytest.mark.parametrize("image_suffix", ["", ".png"])
+def test_a_suffix_of_the_labels_alone_is_enough_in_one_folder(tmp_path, image_suffix):
+    for name in ("a", "sub/b"):
+        save(tmp_path / f"{name}.png"), save(tmp_path / f"{name}_mask.png")
+    suffixes = {"image_suffix": image_suffix, "label_suffix": "_mask.png"}
+    register_sem_seg_folder("mine", str(tmp_path), str(tmp_path), ["x", "y"], **suffixes)
+    dicts = DatasetCatalog.get("mine")
+    assert [record["image_id"] for record in dicts] == ["a", "sub/b"]
+    assert dicts[0]["sem_seg_file_name"] == str(tmp_path / "a_mask.png")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"1 file is missing: .*/a\."):
+        DatasetCatalog.get("mine")
+
+
+@pytest.mark.parametrize("inner", ["labels", "images"])
+def test_one_folder_may_lie_within_the_other(tmp_path, inner):
+    for name in ("a", "sub/b"):
+        save(tmp_path / f"{name}.png"), save(tmp_path / inner / f"{name}.png")
+    folders = [str(tmp_path), str(tmp_path / inner)]
+    register_sem_seg_folder("mine", *folders[:: 1 if inner == "labels" else -1], ["x", "y"])
+    dicts = DatasetCatalog.get("mine")
+    assert [record["image_id"] for record in dicts] == ["a", "sub/b"]
+    assert all(f"/{inner}/" not in record["file_name"] for record in dicts) == (inner == "labels")
+
+
 def test_a_file_of_classes_in_another_encoding_is_named(folders, tmp_path):
     (tmp_path / "classes.txt").write_bytes("Straße\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"classes\.txt is not UTF-8"):
@@ -85,7 +110,7 @@ def test_a_file_without_counterpart_is_named(folders, tmp_path, gone, shown):
 def test_two_files_of_one_name_are_refused(folders, tmp_path):
     save(tmp_path / "images" / "b.png")
     register_sem_seg_folder("mine", *folders, ["x", "y"])
-    with pytest.raises(DataError, match=r"b\..* and .*b\..* differ in nothing but their extension"):
+    with pytest.raises(DataError, match=r"b\..* and .*b\..* nothing but .*; IMAGE_SUFFIX"):
         DatasetCatalog.get("mine")
 
 

@@ -76,6 +76,15 @@ def _palette_to_grey(path) -> None:
     path.write_bytes(out)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_label_whose_compression_changes_ids_is_refused(tmp_path, mode):
+    path = str(tmp_path / "ids.jpg")
+    Image.new(mode, (16, 16), 3).save(path, quality=95)
+    with pytest.raises(DataError, match=r"ids\.jpg is a JPEG.* save them as PNG"):
+        read_label(path)
+    assert read_image(path, "RGB").shape == (16, 16, 3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_label_with_several_channels_is_refused(tmp_path, mode):
     path = str(tmp_path / "colours.png")

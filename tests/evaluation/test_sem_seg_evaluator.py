@@ -73,6 +73,7 @@ def test_scores_json_and_table(dataset, tmp_path, caplog):
     assert written["confusion_matrix"] == confusion.tolist()
     assert written["class_names"] == NAMES
     assert written["num_images"] == 4
+    assert "no label shows never; such a class has no IoU" in caplog.text
 
 
 def test_reset_forgets(dataset):

@@ -39,6 +39,9 @@ def find_pairs(
 ) -> Pairs:
     """Pair all images below one folder with all labels below another, subfolders included.
 
+    One of the folders may lie within the other, or both be the same, with a suffix that tells the
+    two kinds apart (a.png and a_mask.png by ``label_suffix`` "_mask.png").
+
     Args:
         image_root, label_root: the folders.
         image_suffix, label_suffix: what follows the part of the path that a pair has in common;
@@ -51,8 +54,8 @@ def find_pairs(
             in nothing but their extension.
     """
     chosen = _read_ids(split_file) if split_file else None
-    images = _files_below(image_root, image_suffix, chosen)
-    labels = _files_below(label_root, label_suffix, chosen)
+    images = _files_below(image_root, image_suffix, chosen, (label_root, label_suffix))
+    labels = _files_below(label_root, label_suffix, chosen, (image_root, image_suffix))
     wanted = chosen or {*labels} | ({*images} if not labels_choose else set())
     missing = [
         os.path.join(root, name + (suffix or ".*"))
@@ -103,18 +106,36 @@ def _read_ids(path: str) -> set[str]:
     return ids
 
 
-def _files_below(root: str, suffix: str, chosen: set[str] | None) -> dict[str, str]:
-    """Path by image id; with ``chosen`` of these ids alone."""
+def _files_below(
+    root: str, suffix: str, chosen: set[str] | None, others: tuple[str, str]
+) -> dict[str, str]:
+    """Path by image id; with ``chosen`` of these ids alone. What belongs to the ``others``, their
+    folder and suffix, is left out: all of a folder within this one, and in the same folder the
+    files with their suffix where that says more."""
     found = {}
-    for folder, _, files in os.walk(root, followlinks=True):
+    own_root, other_root = os.path.realpath(root), os.path.realpath(others[0])
+    within = other_root.startswith(os.path.join(own_root, ""))
+    other_suffix = others[1] if other_root == own_root else ""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if within:
+            folders[:] = [
+                name
+                for name in folders
+                if os.path.realpath(os.path.join(folder, name)) != other_root
+            ]
         for file in files:
             ending = _ending(file, suffix)
             if not ending or file.startswith("."):
                 continue
+            if len(other_suffix) > len(ending) and file.endswith(other_suffix):
+                continue
             path = os.path.join(folder, file)
             name = os.path.relpath(path, root)[: -len(ending)]
             if name in found:
-                raise DataError(f"{found[name]} and {path} differ in nothing but their extension.")
+                raise DataError(
+                    f"{found[name]} and {path} differ in nothing but their extension; IMAGE_SUFFIX "
+                    f"or LABEL_SUFFIX of the data set tells which one is meant, such as {ending}."
+                )
             if chosen is None or name in chosen:
                 found[name] = path
     if not found:
