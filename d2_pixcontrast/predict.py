@@ -33,7 +33,7 @@ from .prediction.inputs import (
     is_video,
     unique_names,
 )
-from .prediction.outputs import OVERLAY, ResultWriter, picture_scale
+from .prediction.outputs import COMPARE, OVERLAY, RESULT_FOLDERS, ResultWriter, picture_scale
 from .prediction.predictor import Predictor
 from .prediction.video import VideoReader, VideoWriter
 from .visualization.overlay import legend, overlay
@@ -100,7 +100,8 @@ def _run(args: argparse.Namespace) -> tuple[str, list[DataError]]:
         images = dataset_inputs(args.dataset)
     else:
         paths = [path for path in args.input if path not in videos]
-        images = find_inputs(paths, args.labels) if paths else []
+        earlier = [args.output / folder for folder in RESULT_FOLDERS]
+        images = find_inputs(paths, args.labels, but=earlier) if paths else []
     if args.compare:
         return _compare(args, checkpoints, cfgs, images, videos)
     if videos and (args.probabilities or args.cityscapes_submission):
@@ -140,12 +141,12 @@ def _compare(args, checkpoints, cfgs, images, videos) -> tuple[str, list[DataErr
     comparison = Comparison(checkpoints, cfgs)
 
     def compare(source: InputImage) -> None:
-        path = args.output / "compare" / f"{source.name}.png"
+        path = args.output / COMPARE / f"{source.name}.png"
         image = read_image(source.path, "RGB")
         comparison.write(path, source, image)
 
     skipped = _each(images, compare, args.skip_errors)
-    return f"{len(images) - len(skipped)} images: {args.output / 'compare'}", skipped
+    return f"{len(images) - len(skipped)} images: {args.output / COMPARE}", skipped
 
 
 def _each(images: list[InputImage], function, skip_errors: bool) -> list[DataError]:

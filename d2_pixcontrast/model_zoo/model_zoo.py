@@ -7,7 +7,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..compat import CfgNode
 from ..engine.checkpoint import SemSegCheckpointer
-from ..engine.inference import load_inference_model
+from ..engine.inference import load_inference_model, on_this_machine
 from ..engine.setup import load_cfg
 from ..engine.weights_file import file_sha256
 from ..modeling import build_model
@@ -72,9 +72,10 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> t
         ValueError: no such config or checkpoint, or the file is not the one of the table.
     """
     cfg = get_config(config_path, trained)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
-    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+    if device is None:
+        on_this_machine(cfg)
+    else:
+        cfg.MODEL.DEVICE = device
     if trained:
         _check_file(_checkpoint(config_path))
         return load_inference_model(cfg, cfg.MODEL.WEIGHTS)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def is_video(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]:
+def find_inputs(
+    paths: list[str], labels: str | None = None, but: Sequence[Path] = ()
+) -> list[InputImage]:
     """Images of files and folders; folders with all below them.
 
     A name is the path below the folder that all inputs have in common, so that equally named images
@@ -43,6 +46,7 @@ def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]
         paths: files, taken whatever their suffix is, and folders, of which files with an image's
             suffix are taken.
         labels: a folder with a label ``<name>.png`` for every image.
+        but: folders within ``paths`` that are left out: those of earlier results.
 
     Raises:
         DataError: a path does not exist, a folder has no image, or an image no label.
@@ -50,7 +54,12 @@ def find_inputs(paths: list[str], labels: str | None = None) -> list[InputImage]
     files, folders = [], []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(filter(_is_image, path.rglob("*")))
+            results = [r for r in map(_normal, but) if _normal(path) in r.parents]
+            found = sorted(
+                file
+                for file in path.rglob("*")
+                if _is_image(file) and not any(r in _normal(file).parents for r in results)
+            )
             if not found:
                 raise DataError(
                     f"the folder {path} has no image ({' '.join(sorted(IMAGE_SUFFIXES))})"

@@ -12,6 +12,8 @@ from .inputs import InputImage
 from .predictor import Prediction
 
 OVERLAY, LABEL, PROBABILITIES, SUBMISSION = "overlay", "label", "probabilities", "cityscapes"
+COMPARE = "compare"
+RESULT_FOLDERS = (OVERLAY, LABEL, PROBABILITIES, SUBMISSION, COMPARE)
 
 
 class ResultWriter:

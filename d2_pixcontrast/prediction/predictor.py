@@ -12,6 +12,7 @@ from ..config import inference_config
 from ..data import SemSegMapper
 from ..data.datasets.colors import distinct_colors
 from ..engine import SemSegCheckpointer, Trainer
+from ..engine.inference import on_this_machine
 from ..evaluation import class_map
 from ..modeling.inference import with_sliding_window, with_test_time_augmentation
 from ..visualization.colors import class_colors
@@ -64,9 +65,7 @@ class Predictor:
         Raises:
             ValueError: no weights are named, or they do not fill the network.
         """
-        cfg = inference_config(cfg)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            cfg.MODEL.DEVICE = "cpu"
+        cfg = on_this_machine(inference_config(cfg))
         weights = weights or cfg.MODEL.WEIGHTS
         if not weights:
             raise ValueError("a prediction needs weights: give a checkpoint's path")

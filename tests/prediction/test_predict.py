@@ -1,6 +1,7 @@
 """``python -m d2_pixcontrast.predict`` on made-up images, with an untrained network."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -139,6 +140,18 @@ def test_no_file_overwrites_another(project, tmp_path):
         for p in (tmp_path / "out put" / "label").rglob("*.png")
     }
     assert written == {"a/x.png", "b ü/x_png.png", "b ü/x_jpg.png"}
+
+
+def test_earlier_results_within_the_folder_of_images_are_no_images(project, tmp_path):
+    save_image(tmp_path / "in" / "a.png", (32, 48))
+    for output in (tmp_path / "in", tmp_path / "in" / "results"):
+        for _ in range(2):
+            predict(project, "--input", tmp_path / "in", "--output", output)
+        assert [p.name for p in (output / "label").rglob("*.png")] == ["a.png"]
+        shutil.rmtree(output / "label"), shutil.rmtree(output / "overlay")
+    save_image(tmp_path / "in" / "label" / "b.png", (32, 48))  # of another output: an image
+    predict(project, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert len([*(tmp_path / "out" / "label").rglob("*.png")]) == 2
 
 
 def test_an_unreadable_image(project, tmp_path, capsys):
