@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     # Its modules script functions while they are imported, and torch says that this is deprecated.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from detectron2 import engine
-    from detectron2.config import CfgNode
+    from detectron2.config import CfgNode, get_cfg
     from detectron2.projects.deeplab import add_deeplab_config
     from detectron2.utils import comm
     from detectron2.utils.events import EventStorage, get_event_storage
@@ -35,6 +35,7 @@ __all__ = [
     "add_deeplab_config",
     "create_ddp_model",
     "current_event_storage",
+    "get_cfg",
     "launch",
 ]
 

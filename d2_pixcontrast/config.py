@@ -1,8 +1,9 @@
 """Every configuration key that this project adds to detectron2's, with its default."""
 
 from .compat import CfgNode as CN
-from .compat import add_deeplab_config
+from .compat import add_deeplab_config, get_cfg
 
+DEFAULTS_KEY = "DETECTRON2_DEFAULTS"
 WRAPPER_NAME = "ContrastWrapperHead"  # in MODEL.SEM_SEG_HEAD.NAME
 
 
@@ -20,6 +21,9 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
     """
     before = cfg.clone() if keep_defaults else None
     add_deeplab_config(cfg)
+    # In a config file: True = keys of detectron2 that it leaves out have detectron2's defaults
+    # and not those that are changed below: for models that were written for these.
+    cfg[DEFAULTS_KEY] = False
     _add_datasets(cfg)
     _add_input(cfg)
     _add_model(cfg)
@@ -31,6 +35,12 @@ def add_pixcontrast_config(cfg: CN, keep_defaults: bool = False) -> None:
     _add_test(cfg)
     if before is not None:
         _put_back(cfg, before)
+
+
+def restore_detectron2_defaults(cfg: CN) -> None:
+    """Give the keys of detectron2 the defaults that :func:`add_pixcontrast_config` changed."""
+    _put_back(cfg, get_cfg())
+    cfg[DEFAULTS_KEY] = True
 
 
 def _put_back(cfg: CN, before: CN) -> None:

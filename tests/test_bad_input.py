@@ -27,6 +27,7 @@ from d2_pixcontrast.data.labels import DataError, read_image, read_label
 from d2_pixcontrast.data.resample import resize_shortest_edge
 from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, make_output_dir, setup_cfg
 from d2_pixcontrast.engine.inference import load_inference_model
+from d2_pixcontrast.engine.setup import training_hints
 from d2_pixcontrast.modeling import build_model
 from d2_pixcontrast.solver import build_lr_scheduler, build_optimizer
 
@@ -34,7 +35,7 @@ HEAD = "MODEL.SEM_SEG_HEAD."
 
 
 def arguments(*opts, config=INSTANT_TEST, **flags):
-    names = {"eval_only": False, "resume": False, **flags}
+    names = {"eval_only": False, "resume": False, "num_gpus": 1, "num_machines": 1, **flags}
     return argparse.Namespace(config_file=str(config), opts=[str(o) for o in opts], **names)
 
 
@@ -389,6 +390,15 @@ def road(cfg):
         (["MODEL.BACKBONE.NAME", "X"], "MODEL.BACKBONE.NAME is 'X'; known are"),
         ([HEAD + "NAME", "X"], r"HEAD.NAME \(or WRAPPED\) is 'X'; known are"),
         ([HEAD + "NORM", "X"], "HEAD.NORM is 'X'; known are"),
+        (
+            [HEAD + "NAME", "SemSegFPNHead"],
+            "SemSegFPNHead runs no terms; set NAME ContrastWrapperHead and WRAPPED SemSegFPNHead",
+        ),
+        (
+            [*(HEAD + "NAME", "ContrastWrapperHead", HEAD + "WRAPPED", "SemSegFPNHead")]
+            + ["MODEL.DATASET_MEMORY.ENABLED", "True"],
+            "NAME ContrastWrapperHead has no memory; set NAME PixelContrastSemSegHead",
+        ),
         (["MODEL.PIXEL_CONTRAST.PROJECTOR.NORM", "X"], "PIXEL_CONTRAST.PROJECTOR.NORM is 'X'"),
         ([HEAD + "ASPP_DILATIONS", "[1, 2]"], "cannot be built: ASPP expects 3 dilations, got 2"),
         (
@@ -433,6 +443,38 @@ def test_a_training_without_a_data_set_is_refused(tmp_path):
     assert setup_cfg(arguments(*options, eval_only=True))
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         setup_cfg(arguments(*options, "DATASETS.TEST", "()", eval_only=True))
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_they_start(tmp_path):
+    options = "SOLVER.IMS_PER_BATCH", "12", "OUTPUT_DIR", tmp_path / "run"
+    with pytest.raises(ValueError, match="is 12, which 8 processes .*; 1, 2, 3, 4, 6, 12 can"):
+        setup_cfg(arguments(*options, num_gpus=4, num_machines=2))
+    assert setup_cfg(arguments(*options, num_gpus=8, eval_only=True))
+    assert setup_cfg(arguments(*options, num_gpus=6))
+
+
+@pytest.mark.parametrize(
+    "options, processes, hints",
+    [
+        ([], 1, []),
+        ([], 4, ["one image, and PixelContrast on those of a process: nothing is contrasted"]),
+        (["MODEL.PIXEL_CONTRAST.MEMORY.ENABLED", "True"], 4, []),
+        ([HEAD + "TERMS", "['Contextrast', 'MultiScaleContrast']"], 4, ["and Contextrast and M"]),
+        (
+            [HEAD + "TERMS", "['Contextrast']", "MODEL.CONTEXTRAST.ANCHORS.ALL_RANKS", "True"],
+            4,
+            [],
+        ),
+        (["INPUT.MIN_SIZE_TRAIN", "(512,)"], 1, [r"MIN_SIZE_TRAIN \(512,\) is not used"]),
+        (["SOLVER.STEPS", "(30,)"], 1, [r"SOLVER.STEPS \(30,\) is not used"]),
+        (["SOLVER.STEPS", "(30,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"], 1, []),
+    ],
+)
+def test_what_training_does_otherwise_than_one_may_think_is_told(options, processes, hints):
+    found = training_hints(load_cfg(str(INSTANT_TEST), options), processes)
+    assert len(found) == len(hints)
+    for text, hint in zip(found, hints, strict=True):
+        assert re.search(hint, text)
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path, small_cfg, monkeypatch):

@@ -1,11 +1,15 @@
 """Config files and options of a wrong form lead to the right one."""
 
+import json
+
 import pytest
 from conftest import INSTANT_TEST
 from detectron2.config import CfgNode, get_cfg
 
 from d2_pixcontrast import add_pixcontrast_config
+from d2_pixcontrast.config import restore_detectron2_defaults
 from d2_pixcontrast.config_errors import check_doubled_keys
+from d2_pixcontrast.config_numbers import look_up
 from d2_pixcontrast.engine import load_cfg
 
 
@@ -98,5 +102,37 @@ def test_keys_can_be_added_beside_detectron2s_defaults():
 
     plain, ours, both = (dict(leaves(node)) for node in (plain, ours, both))
     assert both == ours | plain
+    restored = get_cfg()
+    add_pixcontrast_config(restored)
+    restore_detectron2_defaults(restored)
+    assert dict(leaves(restored)) == both | {"DETECTRON2_DEFAULTS": True}
     assert plain["INPUT.FORMAT"] == both["INPUT.FORMAT"] != ours["INPUT.FORMAT"]
     assert "MODEL.PIXEL_CONTRAST.TEMPERATURE" in both
+
+
+MINE = """
+DETECTRON2_DEFAULTS: {}
+MODEL: {{SEM_SEG_HEAD: {{NAME: ContrastWrapperHead, WRAPPED: SemSegFPNHead}}}}
+SOLVER: {{BASE_LR: 0.5}}
+"""
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_file_may_ask_for_detectron2s_defaults(tmp_path, keep):
+    path, base = tmp_path / "mine.yaml", tmp_path / "base.yaml"
+    base.write_text(MINE.format(keep))
+    path.write_text("_BASE_: base.yaml\nINPUT: {MIN_SIZE_TEST: 640}\n")
+    cfg, plain, ours = load_cfg(str(path)), get_cfg(), get_cfg()
+    add_pixcontrast_config(ours)
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.INPUT.MIN_SIZE_TEST == 640
+    assert cfg.MODEL.SEM_SEG_HEAD.NAME == "ContrastWrapperHead"
+    for key in ("INPUT.FORMAT", "MODEL.PIXEL_STD", "SOLVER.LR_SCHEDULER_NAME"):
+        theirs, own = look_up(plain, key), look_up(ours, key)
+        assert theirs != own and look_up(cfg, key) == (theirs if keep else own)
+    path.write_text(cfg.dump())  # what a run writes down is read as the same config
+    assert json.dumps(load_cfg(str(path))) == json.dumps(cfg)
+
+
+def test_detectron2s_defaults_are_no_matter_of_the_command_line():
+    with pytest.raises(ValueError, match="DETECTRON2_DEFAULTS belongs into the config file"):
+        load_cfg(str(INSTANT_TEST), ["DETECTRON2_DEFAULTS", "True"])

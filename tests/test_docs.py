@@ -158,5 +158,8 @@ def test_python_examples_import_what_exists():
 
 def test_nothing_of_this_machine_is_in_the_documents():
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
-    for name in listed.stdout.split():
+    names = listed.stdout.split()
+    if not names:
+        pytest.skip("this is no git checkout")
+    for name in names:
         assert not re.search(r"(?<!\w)/(?:work|root|home|tmp)/\w", (ROOT / name).read_text()), name

@@ -17,7 +17,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..compat import CfgNode
-from ..config import add_pixcontrast_config, complete_folders, inference_config
+from ..config import (
+    DEFAULTS_KEY,
+    add_pixcontrast_config,
+    complete_folders,
+    inference_config,
+    restore_detectron2_defaults,
+)
 from ..config_errors import check_doubled_keys, with_way_out
 from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
@@ -68,10 +74,15 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     cfg = get_cfg()
     add_pixcontrast_config(cfg)
     import_plugins(cfg)
+    keeps_defaults = False
     if config_file and not os.path.isfile(config_file):
         raise ValueError(f"--config-file: there is no file {config_file}")
     try:
         if config_file:
+            # Before the merge, after which values cannot be told from defaults.
+            if CfgNode.load_yaml_with_base(config_file).get(DEFAULTS_KEY) is True:
+                restore_detectron2_defaults(cfg)
+                keeps_defaults = True
             cfg.merge_from_file(config_file, allow_unsafe=False)
             check_doubled_keys(config_file)
         complete_folders(cfg, opts)
@@ -94,6 +105,8 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         raise ValueError(
             f"command line options {' '.join(opts)}: {with_way_out(cfg, _text(error))}"
         ) from error
+    if keeps_defaults != cfg.DETECTRON2_DEFAULTS:
+        raise ValueError(f"{DEFAULTS_KEY} belongs into the config file, which is read with it")
     check_numbers(cfg)
     register_folders_of(cfg)
     return cfg
@@ -117,8 +130,19 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     check_datasets(cfg, train=not args.eval_only)
+    if not args.eval_only:
+        _check_batch(cfg.SOLVER.IMS_PER_BATCH, args.num_gpus * args.num_machines)
     cfg.freeze()
     return cfg
+
+
+def _check_batch(size: int, processes: int) -> None:
+    if size % processes:
+        fitting = [str(n) for n in range(1, size + 1) if size % n == 0]
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {size}, which {processes} processes cannot share evenly; "
+            f"{', '.join(fitting)} can. Or take another batch, and BASE_LR in proportion"
+        )
 
 
 def make_output_dir(cfg: CfgNode) -> None:
@@ -147,9 +171,42 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     register_folders_of(cfg)
     with _training_config_kept(cfg.OUTPUT_DIR) if args.eval_only else contextlib.nullcontext():
         default_setup(cfg, args)
-    setup_logger(
+    logger = setup_logger(
         cfg.OUTPUT_DIR, comm.get_rank(), name="d2_pixcontrast", abbrev_name="d2_pixcontrast"
     )
+    if not args.eval_only:
+        for hint in training_hints(cfg, comm.get_world_size()):
+            logger.warning(hint)
+
+
+def training_hints(cfg: CfgNode, processes: int) -> list[str]:
+    """What a config says that training does otherwise than one might think."""
+    hints = []
+    model, terms = cfg.MODEL, cfg.MODEL.SEM_SEG_HEAD.TERMS
+    within_the_batch = {
+        "PixelContrast": not model.PIXEL_CONTRAST.MEMORY.ENABLED,
+        "Contextrast": not model.CONTEXTRAST.ANCHORS.ALL_RANKS,
+        "MultiScaleContrast": True,
+    }
+    alone = [term for term in terms if within_the_batch.get(term)]
+    if alone and processes == cfg.SOLVER.IMS_PER_BATCH:
+        hints.append(
+            f"Each process trains on one image, and {' and '.join(alone)} on those of a process: "
+            "nothing is contrasted across images. SOLVER.IMS_PER_BATCH, PIXEL_CONTRAST.MEMORY "
+            "and CONTEXTRAST.ANCHORS.ALL_RANKS change that"
+        )
+    defaults = get_cfg()
+    if cfg.INPUT.MIN_SIZE_TRAIN != defaults.INPUT.MIN_SIZE_TRAIN:
+        hints.append(
+            f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} is not used: images are "
+            f"scaled by a factor of SCALE_RANGE {tuple(cfg.INPUT.SCALE_RANGE)} from their own "
+            "size, or from BASE_SHORT_EDGE"
+        )
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR" and cfg.SOLVER.STEPS != defaults.SOLVER.STEPS:
+        hints.append(
+            f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} is not used by LR_SCHEDULER_NAME WarmupPolyLR"
+        )
+    return hints
 
 
 @contextlib.contextmanager
