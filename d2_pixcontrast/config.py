@@ -254,6 +254,7 @@ def _add_pixel_contrast(cfg: CN) -> None:
     # "all"; "random"; "hardest" (nearest negatives, farthest positives); "semi_hard" (random of
     # the hardest HARD_FRACTION).
     mining.MODE = "all"
+    mining.POSITIVE_MODE = ""  # of the positives alone; "" = as MODE
     mining.NUM_POSITIVES = 1024  # per anchor, at most; not for "all"
     mining.NUM_NEGATIVES = 2048
     mining.HARD_FRACTION = 0.1  # "semi_hard": share of an anchor's positives, and of its negatives

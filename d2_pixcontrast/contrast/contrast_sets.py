@@ -72,11 +72,10 @@ class BankSet:
 
     def positive_losses(self, log_negatives):
         rows = (self.anchors, log_negatives, self.labels, self.mask, self.bank)
-        if self.mining.mode == "all":
+        mining = self.mining.of_positives()
+        if mining.mode == "all":
             return positive_losses(*rows, temperature=self.temperature, chunk=self.chunk)
-        return mined_positive_losses(
-            *rows, self.mining, self.row_keys, temperature=self.temperature
-        )
+        return mined_positive_losses(*rows, mining, self.row_keys, temperature=self.temperature)
 
     def similarities(self):
         """Sums of cosines from the sum of each class: one pass over the bank, no matrix."""

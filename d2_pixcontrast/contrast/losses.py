@@ -93,8 +93,9 @@ def pixel_contrast_loss(
     mining = Mining() if mining is None else mining
     chunk = default_chunk(anchors.device) if chunk is None else chunk
     if row_keys is None:
-        if mining.mode in ("random", "semi_hard"):
-            raise ValueError(f"mining mode {mining.mode!r} needs row_keys")
+        if mining.draws:
+            modes = f"{mining.mode!r} and {mining.of_positives().mode!r}"
+            raise ValueError(f"the mining modes {modes} draw, which needs row_keys")
         row_keys = torch.zeros_like(labels)
     parts = []
     with torch.autocast(anchors.device.type, enabled=False):

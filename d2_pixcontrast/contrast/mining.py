@@ -12,6 +12,7 @@ import torch
 from .random_keys import random_keys
 
 MINING_MODES = ("all", "random", "hardest", "semi_hard")
+_DRAWING = ("random", "semi_hard")
 # Not a key of random_keys (they have 32 bits): comes after all of them.
 _LAST = 1 << 32
 
@@ -21,17 +22,29 @@ class Mining(NamedTuple):
 
     Attributes:
         mode: "all"; "random" ones; the "hardest" (nearest negatives, farthest positives); or
-            "semi_hard", random ones of the hardest ``hard_fraction``.
+            "semi_hard", random ones of the hardest ``hard_fraction``. ``positive_mode`` may set the
+            positives' apart.
         num_positives: of each anchor, at most.
         num_negatives: of each anchor, at most.
         hard_fraction: share of an anchor's positives, and of its negatives, that "semi_hard" draws
             from.
+        positive_mode: of the positives alone; "" = as ``mode``.
     """
 
     mode: str = "all"
     num_positives: int = 1024
     num_negatives: int = 2048
     hard_fraction: float = 0.1
+    positive_mode: str = ""
+
+    def of_positives(self) -> "Mining":
+        """The same, with the positives' mode as the ``mode``."""
+        return self._replace(mode=self.positive_mode or self.mode)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a mode needs random keys."""
+        return self.mode in _DRAWING or self.positive_mode in _DRAWING
 
     def check(self) -> "Mining":
         """The same, if all is in range.
@@ -41,6 +54,11 @@ class Mining(NamedTuple):
         """
         if self.mode not in MINING_MODES:
             raise ValueError(f"MINING.MODE is {self.mode!r}; known are {list(MINING_MODES)}")
+        if self.positive_mode not in ("", *MINING_MODES):
+            raise ValueError(
+                f"MINING.POSITIVE_MODE is {self.positive_mode!r}; known are '' (as MODE) and "
+                f"{list(MINING_MODES)}"
+            )
         if min(self.num_positives, self.num_negatives) < 1:
             raise ValueError(
                 f"MINING.NUM_POSITIVES ({self.num_positives}) and NUM_NEGATIVES "
@@ -95,15 +113,19 @@ def chosen_pairs(
     row_keys: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mine in a dense matrix: (N, K) bool masks of all pairs to those of the chosen ones."""
-    if mining.mode == "all":
-        return positive, negative
-    hard_positive = (-similarity).masked_fill(~positive, -torch.inf)
-    hard_negative = similarity.masked_fill(~negative, -torch.inf)
-    chosen = (
-        choose(hard_positive, mining, mining.num_positives, row_keys, 0),
-        choose(hard_negative, mining, mining.num_negatives, row_keys, 1),
+    of_positives = mining.of_positives()
+    return (
+        _chosen(-similarity, positive, of_positives, mining.num_positives, row_keys, 0),
+        _chosen(similarity, negative, mining, mining.num_negatives, row_keys, 1),
     )
-    return tuple(torch.zeros_like(positive).scatter_(1, index, mask) for index, mask in chosen)
+
+
+def _chosen(hardness, pairs, mining, limit, row_keys, stream):
+    if mining.mode == "all":
+        return pairs
+    hardness = hardness.masked_fill(~pairs, -torch.inf)
+    index, mask = choose(hardness, mining, limit, row_keys, stream)
+    return torch.zeros_like(pairs).scatter_(1, index, mask)
 
 
 def _keys(row_keys, columns, stream):

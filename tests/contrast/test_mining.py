@@ -111,6 +111,38 @@ def test_hardest_in_a_bank_equals_the_dense_formula(budget, chunk, temperature, 
     torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("modes", [("all", "hardest"), ("hardest", "all"), ("hardest", "hardest")])
+@pytest.mark.parametrize("with_batch", [False, True])
+def test_positives_may_have_a_mode_of_their_own(modes, with_batch):
+    """Against a loop over anchors that sorts: of bank and batch each."""
+    anchors, labels, mask, bank = random_case(20, 3, (9, 6), seed=7)
+    mining = Mining(modes[0], num_positives=2, num_negatives=3, positive_mode=modes[1])
+    result = pixel_contrast_loss(
+        anchors, labels, mask=mask, bank=bank, with_batch=with_batch, mining=mining, temperature=0.3
+    )
+    stores = [
+        [(rows[c, m], c) for c in range(len(fill)) for m in range(fill[c])] for rows, fill in bank
+    ]
+    sets = [stores[0] + stores[1]]
+    if with_batch:
+        sets.append([(anchors[j], int(labels[j])) for j in range(20) if mask[j]])
+    losses = []
+    for i in [i for i in range(20) if mask[i]]:
+        chosen = {"positive": [], "negative": []}
+        for entries in sets:
+            logits = [((anchors[i] @ row).item() / 0.3, c) for row, c in entries]
+            same = [s for s, c in logits if c == labels[i] and not math.isclose(s, 1 / 0.3)]
+            other = [s for s, c in logits if c != labels[i]]
+            keep = {"all": slice(None), "hardest": slice(2)}[modes[1]]
+            chosen["positive"] += sorted(same)[keep]
+            keep = {"all": slice(None), "hardest": slice(3)}[modes[0]]
+            chosen["negative"] += sorted(other, reverse=True)[keep]
+        total = sum(math.exp(s) for s in chosen["negative"])
+        pairs = [math.log(math.exp(s) + total) - s for s in chosen["positive"]]
+        losses += [sum(pairs) / len(pairs)] if pairs else []
+    assert result.loss.item() == pytest.approx(0.3 / 0.07 * sum(losses) / len(losses))
+
+
 @pytest.mark.parametrize("mode", ["random", "semi_hard"])
 @pytest.mark.parametrize("budget", [1, 1 << 23])
 def test_every_anchor_draws_from_a_bank_with_its_own_key(mode, budget, monkeypatch):
@@ -210,6 +242,7 @@ def test_mining_waits_for_nothing_and_its_backward_does_not_see_the_bank(mode):
     "options, match",
     [
         ({"mode": "hard"}, "MODE is 'hard'"),
+        ({"positive_mode": "hard"}, "POSITIVE_MODE is 'hard'"),
         ({"num_positives": 0}, "NUM_POSITIVES \\(0\\)"),
         ({"num_negatives": -1}, "NUM_NEGATIVES \\(-1\\)"),
         ({"hard_fraction": 0.0}, "HARD_FRACTION"),
@@ -223,5 +256,7 @@ def test_bad_options(options, match):
 
 def test_modes_that_draw_need_keys():
     anchors, labels, _, bank = random_case()
-    with pytest.raises(ValueError, match="row_keys"):
-        pixel_contrast_loss(anchors, labels, bank=bank, mining=Mining("random"))
+    for mining in (Mining("random"), Mining("all", positive_mode="semi_hard")):
+        with pytest.raises(ValueError, match="row_keys"):
+            pixel_contrast_loss(anchors, labels, bank=bank, mining=mining)
+    pixel_contrast_loss(anchors, labels, bank=bank, mining=Mining("hardest", positive_mode="all"))

@@ -32,6 +32,7 @@ MININGS = st.builds(
     st.sampled_from([1, 3, 1000]),
     st.sampled_from([1, 5, 1000]),
     st.sampled_from([0.01, 0.5, 1.0]),
+    st.sampled_from(["", *MINING_MODES]),
 )
 FORMS = st.sampled_from(["mlp without norm", "mlp", "linear"])
 WARMUPS = st.sampled_from([0.0, 0.0, 0.5])

@@ -135,6 +135,7 @@ class PixelContrast(Term):
                 num_positives=node.MINING.NUM_POSITIVES,
                 num_negatives=node.MINING.NUM_NEGATIVES,
                 hard_fraction=node.MINING.HARD_FRACTION,
+                positive_mode=node.MINING.POSITIVE_MODE,
             ),
             bane=build_bane(node, _NODE, "contrast_set"),
         )
@@ -221,7 +222,7 @@ class PixelContrast(Term):
 
     def _row_keys(self, inputs: TermInputs, size, index) -> torch.Tensor | None:
         """Random keys of the anchors, by their pixels: the same on any rank."""
-        if self.mining.mode in ("all", "hardest"):
+        if not self.mining.draws:
             return None
         return inputs.random_keys(size.numel(), _MINING_STREAM).flatten()[index]
 
