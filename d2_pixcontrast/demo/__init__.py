@@ -68,5 +68,7 @@ def _config(folder: Path, file: str, args: argparse.Namespace) -> CfgNode:
         opts += ["SOLVER.WARMUP_ITERS", str(args.iterations // 20)]
         opts += ["TEST.EVAL_PERIOD", str(max(20, args.iterations // 8))]
     return setup_cfg(
-        argparse.Namespace(config_file=str(CONFIGS / file), opts=opts, eval_only=False)
+        argparse.Namespace(
+            config_file=str(CONFIGS / file), opts=opts, eval_only=False, num_gpus=1, num_machines=1
+        )
     )

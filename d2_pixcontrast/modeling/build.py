@@ -54,8 +54,11 @@ def build_model(cfg) -> nn.Module:
 
 
 def _check_methods(node, model: nn.Module) -> None:
-    """Refuse to train the baseline where the config asks for a method."""
+    """Refuse to train the baseline where the config asks for a method. An architecture without
+    such a head knows itself what it does."""
     head = node.SEM_SEG_HEAD
+    if not hasattr(model, "sem_seg_head"):
+        return
     if head.TERMS and not _has(model, HeadWithTerms):
         raise ValueError(
             f"MODEL.SEM_SEG_HEAD.TERMS is {list(head.TERMS)}, but NAME {head.NAME} runs no terms; "
