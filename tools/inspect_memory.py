@@ -55,14 +55,14 @@ def inspect(bank: Sequence[ClassEntries], hard_fraction: float, anchors: int = 3
     cosine = rows[anchor] @ rows.t()
     same = classes[anchor, None] == classes
     itself = torch.arange(len(rows)) == anchor[:, None]
+    mining = Mining("semi_hard", hard_fraction=hard_fraction)
+    keys = torch.zeros_like(anchor)  # nothing is drawn: there is room for all of the hardest
     result = {"entries": len(rows), "classes": (shares / counts).tolist()}
     for name, hardness, pairs in (
         ("positives", -cosine, same & ~itself),
         ("negatives", cosine, ~same),
     ):
         hardness = hardness.masked_fill(~pairs, -torch.inf)
-        mining = Mining("semi_hard", hard_fraction=hard_fraction)
-        keys = torch.zeros_like(anchor)  # nothing is drawn: there is room for all of the hardest
         index, mask = choose(hardness, mining, hardness.shape[1], keys)
         result[name] = _share(outlier, pairs)
         result[f"hard_{name}"] = _share(outlier[index], mask)
@@ -84,14 +84,14 @@ def _share(outlier: torch.Tensor, mask: torch.Tensor) -> float:
     return ((outlier & mask).sum() / mask.sum()).item()
 
 
-def table(result: dict, class_names: Sequence[str], hard_fraction: float) -> str:
+def table(result: dict, names: Sequence[str], hard_fraction: float) -> str:
     """In Markdown."""
     hardest = f"the hardest {hard_fraction:.0%} of"
     rows = [("positives", "positives"), (f"{hardest} the positives", "hard_positives")]
     rows += [("negatives", "negatives"), (f"{hardest} the negatives", "hard_negatives")]
     lines = [f"{result['entries']} entries", "", "| of | outliers |", "|---|---|"]
     lines += [f"| {words} | {result[key]:.1%} |" for words, key in rows]
-    lines += [f"| class {n} | {s:.1%} |" for n, s in zip(class_names, result["classes"])]
+    lines += [f"| class {n} | {s:.1%} |" for n, s in zip(names, result["classes"])]
     return "\n".join(lines) + "\n"
 
 

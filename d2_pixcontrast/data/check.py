@@ -4,6 +4,7 @@ import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..evaluation.sem_seg_evaluator import missing_metadata
 from ..spelling import did_you_mean
 from .datasets import builtin
 from .flip_pairs import common_flip_pairs, flip_pairs
@@ -21,10 +22,9 @@ def check_datasets(cfg, *, train: bool = True) -> None:
 
     Raises:
         DataError: a name is not registered; a folder is missing or empty; an image has no label
-            or a label no image; one to test on does not say what its classes are;
-            NUM_CLASSES or IGNORE_VALUE contradicts the metadata; two
-            datasets number the same classes differently; or those to train on do not agree on what
-            a mirrored class is.
+            or a label no image; one to test on does not say what its classes are; NUM_CLASSES or
+            IGNORE_VALUE contradicts the metadata; two datasets number the same classes differently;
+            or those to train on do not agree on what a mirrored class is.
     """
     head = cfg.MODEL.SEM_SEG_HEAD
     names = [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]
@@ -84,8 +84,7 @@ def _check_equal(name: str, ours: tuple[str, int], theirs: tuple[str, int | None
 
 def _check_scorable(name: str, metadata) -> None:
     """What the evaluator needs, before hours of training rather than after them."""
-    missing = [key for key in ("stuff_classes", "ignore_label") if metadata.get(key) is None]
-    if missing:
+    if missing := missing_metadata(metadata):
         raise DataError(
             f"dataset {name} of DATASETS.TEST has no {' and '.join(missing)} in its metadata: "
             f"MetadataCatalog.get({name!r}).set(stuff_classes=[names], ignore_label=255), where it "

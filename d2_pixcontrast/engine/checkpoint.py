@@ -23,7 +23,7 @@ from .weights_file import check_hash_in_name, check_state, read_weights_file, we
 TRAINING_ONLY = ("sem_seg_head.terms.", "sem_seg_head.aux_heads.")
 # What ContrastWrapperHead puts before the names of the head that it wraps.
 _HEAD, _WRAPPED_HEAD = "sem_seg_head.", "sem_seg_head.wrapped."
-# Ways out where an optimiser's state does not fit, by what torch says of it.
+# Ways out where an optimiser's state does not fit.
 _OTHER_GROUPS = (
     "its optimiser groups the parameters by other learning rates or weight decays than this "
     "config; resume with the values of the run; in runs from before norms and biases decayed like "
@@ -34,6 +34,7 @@ _OTHER_PARAMETERS = (
     "with the run's TERMS, DECODER, AUX and SOLVER.WEIGHT_DECAY_*, or start from its weights: "
     "append MODEL.WEIGHTS with this file and another OUTPUT_DIR, without --resume"
 )
+# By what torch says of it; the second text is part of the first.
 _OPTIMISER_MISFITS = {
     "different number of parameter groups": _OTHER_GROUPS,
     "parameter group": _OTHER_PARAMETERS,

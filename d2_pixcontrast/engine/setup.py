@@ -74,7 +74,6 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     cfg = get_cfg()
     add_pixcontrast_config(cfg)
     import_plugins(cfg)
-    keeps_defaults = False
     if config_file and not os.path.isfile(config_file):
         raise ValueError(f"--config-file: there is no file {config_file}")
     try:
@@ -82,7 +81,6 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
             # Before the merge, after which values cannot be told from defaults.
             if CfgNode.load_yaml_with_base(config_file).get(DEFAULTS_KEY) is True:
                 restore_detectron2_defaults(cfg)
-                keeps_defaults = True
             cfg.merge_from_file(config_file, allow_unsafe=False)
             check_doubled_keys(config_file)
         complete_folders(cfg, opts)
@@ -99,13 +97,14 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
         ) from error
     except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {with_way_out(cfg, _text(error))}") from error
+    of_the_file = cfg.DETECTRON2_DEFAULTS
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
         raise ValueError(
             f"command line options {' '.join(opts)}: {with_way_out(cfg, _text(error))}"
         ) from error
-    if keeps_defaults != cfg.DETECTRON2_DEFAULTS:
+    if of_the_file != cfg.DETECTRON2_DEFAULTS:
         raise ValueError(f"{DEFAULTS_KEY} belongs into the config file, which is read with it")
     check_numbers(cfg)
     register_folders_of(cfg)

@@ -23,6 +23,11 @@ RESULTS_FILE = "sem_seg_evaluation.json"
 SUMMARY_KEYS = ("mIoU", "fwIoU", "mACC", "pACC", "mBIoU")
 
 
+def missing_metadata(metadata) -> list[str]:
+    """Names of what scores need and a data set's metadata lacks."""
+    return [key for key in ("stuff_classes", "ignore_label") if metadata.get(key) is None]
+
+
 class SemSegEvaluator(DatasetEvaluator):
     """mIoU, fwIoU, mACC, pACC and each class's IoU and accuracy over a data set; boundary IoU, too.
 
@@ -59,8 +64,7 @@ class SemSegEvaluator(DatasetEvaluator):
             ValueError: the metadata lacks one of the two, or the width is none.
         """
         metadata = MetadataCatalog.get(dataset_name)
-        missing = [key for key in ("stuff_classes", "ignore_label") if not hasattr(metadata, key)]
-        if missing:
+        if missing := missing_metadata(metadata):
             raise ValueError(f"data set {dataset_name!r} has no {' and '.join(missing)} (metadata)")
         self._dataset_name = dataset_name
         self._output_dir = output_dir

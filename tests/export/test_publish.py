@@ -58,6 +58,15 @@ def test_the_files_fill_the_network_exactly(run, tmp_path):
     assert torch.equal(eager(plain.eval(), image), eager(trained, image))
 
 
+def test_it_loads_as_the_card_says_where_there_is_no_gpu(run, monkeypatch):
+    cfg, checkpoint = run
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_inference_model(cfg, str(checkpoint)).device.type == "cpu"
+
+
 def test_what_only_training_needs_is_gone(run, tmp_path):
     cfg, checkpoint = run
     published = publish(cfg, str(checkpoint), tmp_path / "out")
