@@ -28,7 +28,7 @@ from d2_pixcontrast.data.resample import resize_shortest_edge
 from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, make_output_dir, setup_cfg
 from d2_pixcontrast.engine.inference import load_inference_model
 from d2_pixcontrast.engine.setup import training_hints
-from d2_pixcontrast.modeling import build_model
+from d2_pixcontrast.modeling import TERM_REGISTRY, Term, build_model
 from d2_pixcontrast.solver import build_lr_scheduler, build_optimizer
 
 HEAD = "MODEL.SEM_SEG_HEAD."
@@ -475,6 +475,24 @@ def test_what_training_does_otherwise_than_one_may_think_is_told(options, proces
     assert len(found) == len(hints)
     for text, hint in zip(found, hints, strict=True):
         assert re.search(hint, text)
+
+
+def test_unknown_terms_are_refused_before_any_process_starts():
+    with pytest.raises(ValueError, match=r"TERMS is 'PixelContrst'; did you mean PixelContrast"):
+        setup_cfg(arguments(HEAD + "TERMS", "['PixelContrst']"))
+    with pytest.raises(ValueError, match="TERMS names a term twice"):
+        setup_cfg(arguments(HEAD + "TERMS", "['PixelContrast', 'PixelContrast']"))
+
+
+def test_a_term_from_outside_is_told_of_too(monkeypatch):
+    class Alone(Term):
+        @classmethod
+        def within_process(cls, cfg):
+            return True
+
+    monkeypatch.setitem(TERM_REGISTRY._obj_map, "Alone", Alone)
+    cfg = load_cfg(str(INSTANT_TEST), [HEAD + "TERMS", "['Alone']"])
+    assert "Alone on those of a process" in training_hints(cfg, cfg.SOLVER.IMS_PER_BATCH)[0]
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path, small_cfg, monkeypatch):

@@ -144,6 +144,34 @@ def test_flags_exist():
             assert re.search(rf"{flag}(?![\w-])", known), f"{path.name}: {flag}"
 
 
+COMMAND = re.compile(r"(?:python -m (d2_pixcontrast[\w.]*)|\b((?:\w+/)*\w+\.py)) ([^\n`|;#]*)")
+
+
+def source_of(module, script):
+    """What declares a command's flags: detectron2's parser, a script, or a module's package."""
+    if script == "train_net.py":
+        return default_argument_parser().format_help()
+    if script:
+        return (ROOT / script).read_text()
+    path = ROOT / module.replace(".", "/")
+    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    return "\n".join(file.read_text() for file in files)
+
+
+def test_flags_are_those_of_the_command():
+    found = 0
+    for path in DOCUMENTS:
+        text = re.sub(r"\\\n\s*", "", path.read_text())
+        for module, script, arguments in COMMAND.findall(text):
+            if script and not (ROOT / script).is_file():
+                continue  # a bare file name
+            source = source_of(module, script)
+            for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", arguments):
+                found += 1
+                assert re.search(rf"{flag}(?![\w-])", source), (path.name, module or script, flag)
+    assert found > 20
+
+
 def test_python_examples_import_what_exists():
     """Every `from d2_pixcontrast... import ...` of the documents, in one process."""
     lines = {

@@ -27,6 +27,7 @@ from ..config import (
 from ..config_errors import check_doubled_keys, with_way_out
 from ..config_numbers import check_numbers
 from ..data import check_datasets, register_folders_of
+from ..modeling import term_classes
 from ..plugins import import_plugins
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_files import write_atomically
@@ -130,6 +131,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
+        term_classes(cfg)  # which raises for unknown names
         _check_batch(cfg.SOLVER.IMS_PER_BATCH, args.num_gpus * args.num_machines)
     cfg.freeze()
     return cfg
@@ -179,15 +181,13 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def training_hints(cfg: CfgNode, processes: int) -> list[str]:
-    """What a config says that training does otherwise than one might think."""
+    """What a config says that training does otherwise than one might think.
+
+    Raises:
+        ValueError: an unknown term, or one named twice.
+    """
     hints = []
-    model, terms = cfg.MODEL, cfg.MODEL.SEM_SEG_HEAD.TERMS
-    within_the_batch = {
-        "PixelContrast": not model.PIXEL_CONTRAST.MEMORY.ENABLED,
-        "Contextrast": not model.CONTEXTRAST.ANCHORS.ALL_RANKS,
-        "MultiScaleContrast": True,
-    }
-    alone = [term for term in terms if within_the_batch.get(term)]
+    alone = [name for name, term in term_classes(cfg).items() if term.within_process(cfg)]
     if alone and processes == cfg.SOLVER.IMS_PER_BATCH:
         hints.append(
             f"Each process trains on one image, and {' and '.join(alone)} on those of a process: "

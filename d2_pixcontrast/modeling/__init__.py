@@ -5,7 +5,7 @@ from .backbone import TimmBackbone
 from .build import build_model
 from .decoder import DECODER_REGISTRY, DecoderOutput
 from .sem_seg_head import PixelContrastSemSegHead
-from .terms import TERM_REGISTRY, Term, TermInputs, TrainingProgress
+from .terms import TERM_REGISTRY, Term, TermInputs, TrainingProgress, term_classes
 from .wrapped_head import ContrastWrapperHead
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "TimmBackbone",
     "TrainingProgress",
     "build_model",
+    "term_classes",
 ]

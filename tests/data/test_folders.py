@@ -56,6 +56,15 @@ def test_pairs_by_stem(folders):
     assert metadata.stuff_colors == [(1, 2, 3), (4, 5, 6)]
 
 
+def test_a_folder_is_the_same_however_it_is_spelled(folders, tmp_path, monkeypatch):
+    register_sem_seg_folder("mine", *folders, ["x", "y"])
+    monkeypatch.chdir(tmp_path)
+    register_sem_seg_folder("mine", "images/", "./images/../labels", ["x", "y"])
+    register_sem_seg_folder("relative", "images", "labels", ["x", "y"])
+    monkeypatch.chdir("/")
+    assert len(DatasetCatalog.get("relative")) == len(DatasetCatalog.get("mine")) == 3
+
+
 def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / f"{name}_rgb.png"), save(tmp_path / f"{name}_mask.png")

@@ -42,7 +42,8 @@ def register_sem_seg_folder(
 
     Args:
         name: to be used in DATASETS.TRAIN and DATASETS.TEST.
-        image_root, label_root: the folders; ``~`` is the home folder.
+        image_root, label_root: the folders; ``~`` is the home folder, and a relative one starts at
+            the working directory of this call.
         classes: names of the ids 0..C-1, or a text file with one per line (:func:`read_classes`).
         colors: (R, G, B) of each class, 0..255; None = those of the file, else made up.
         ignore_value: id of the pixels without label.
@@ -60,8 +61,8 @@ def register_sem_seg_folder(
     colors = colors or file_colors or distinct_colors(len(classes))
     dataset = SemSegFolder(
         name=name,
-        image_dir=os.path.expanduser(image_root),
-        label_dir=os.path.expanduser(label_root),
+        image_dir=_absolute(image_root),
+        label_dir=_absolute(label_root),
         image_suffix=image_suffix,
         label_suffix=label_suffix,
         classes=tuple(str(label) for label in classes),
@@ -72,6 +73,11 @@ def register_sem_seg_folder(
     )
     _check(dataset)
     register(dataset)
+
+
+def _absolute(folder: str) -> str:
+    """One spelling per folder, so that two configs with the same data set agree."""
+    return os.path.abspath(os.path.expanduser(folder))
 
 
 def read_classes(path: str) -> tuple[list[str], list[Color] | None]:

@@ -1,6 +1,6 @@
 """Training-only terms, one file per published method."""
 
-from .base import TERM_REGISTRY, Term, build_terms
+from .base import TERM_REGISTRY, Term, build_terms, term_classes
 from .contextrast import Contextrast
 from .inputs import TermInputs, TrainingProgress
 from .multi_scale_contrast import MultiScaleContrast
@@ -15,4 +15,5 @@ __all__ = [
     "TermInputs",
     "TrainingProgress",
     "build_terms",
+    "term_classes",
 ]

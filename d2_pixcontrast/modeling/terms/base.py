@@ -31,6 +31,12 @@ class Term(nn.Module):
     loss_names: tuple[str, ...] = ()
     in_features: Sequence[str] = ()
 
+    @classmethod
+    def within_process(cls, cfg) -> bool:
+        """Whether this config has pixels contrasted with those of their own process' images alone,
+        that is with no other image where a process trains on one. A run's log says so then."""
+        return False
+
     def __init__(self, warmup: float = 0.0):
         """
         Args:
@@ -115,8 +121,8 @@ def select_shapes(
     return [input_shape[name] for name in names]
 
 
-def build_terms(cfg, input_shape: dict[str, ShapeSpec]) -> nn.ModuleDict:
-    """The terms that MODEL.SEM_SEG_HEAD.TERMS names, in its order.
+def term_classes(cfg) -> dict[str, type[Term]]:
+    """What MODEL.SEM_SEG_HEAD.TERMS names, in its order.
 
     Raises:
         ValueError: an unknown name, or one given twice.
@@ -125,7 +131,16 @@ def build_terms(cfg, input_shape: dict[str, ShapeSpec]) -> nn.ModuleDict:
     names = list(cfg.MODEL.SEM_SEG_HEAD.TERMS)
     if len(set(names)) != len(names):
         raise ValueError(f"{key} names a term twice: {names}")
-    return nn.ModuleDict({n: lookup(TERM_REGISTRY, n, key)(cfg, input_shape) for n in names})
+    return {name: lookup(TERM_REGISTRY, name, key) for name in names}
+
+
+def build_terms(cfg, input_shape: dict[str, ShapeSpec]) -> nn.ModuleDict:
+    """The terms of MODEL.SEM_SEG_HEAD.TERMS.
+
+    Raises:
+        ValueError: as :func:`term_classes`, or a term's settings do not fit.
+    """
+    return nn.ModuleDict({n: term(cfg, input_shape) for n, term in term_classes(cfg).items()})
 
 
 def detached(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

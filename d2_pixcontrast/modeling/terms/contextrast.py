@@ -141,6 +141,10 @@ class Contextrast(Term):
             bane=build_bane(node, _NODE, "random"),
         )
 
+    @classmethod
+    def within_process(cls, cfg) -> bool:
+        return not cfg.MODEL.CONTEXTRAST.ANCHORS.ALL_RANKS
+
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
         levels = [self._level(i, inputs) for i in range(len(self.in_features))]
         anchors = self._anchors(levels)

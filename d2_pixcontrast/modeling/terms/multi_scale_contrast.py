@@ -124,6 +124,10 @@ class MultiScaleContrast(Term):
             balance=node.BALANCE,
         )
 
+    @classmethod
+    def within_process(cls, cfg) -> bool:
+        return True
+
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
         scales = [self._sample(scale, inputs) for scale in range(len(self.in_features))]
         within = [self._contrast(rows) for rows in scales]

@@ -140,6 +140,10 @@ class PixelContrast(Term):
             bane=build_bane(node, _NODE, "contrast_set"),
         )
 
+    @classmethod
+    def within_process(cls, cfg) -> bool:
+        return not cfg.MODEL.PIXEL_CONTRAST.MEMORY.ENABLED
+
     def compute(self, inputs: TermInputs) -> tuple[dict, dict]:
         features = inputs.concatenated(self.in_features)
         size = features.shape[-2:]
