@@ -10,7 +10,7 @@ from .datasets import builtin
 from .flip_pairs import common_flip_pairs, flip_pairs
 from .labels import DataError
 
-__all__ = ["check_datasets", "check_registered", "load_dataset"]
+__all__ = ["check_datasets", "check_first_files", "check_registered", "load_dataset"]
 
 
 def check_datasets(cfg, *, train: bool = True) -> None:
@@ -44,7 +44,7 @@ def check_datasets(cfg, *, train: bool = True) -> None:
         if name in cfg.DATASETS.TEST:
             _check_scorable(name, metadata)
         flip_pairs(name, head.NUM_CLASSES)
-        _check_first_files(name, load_dataset(name))
+        check_first_files(name, load_dataset(name))
     _check_order(names)
     if train and cfg.INPUT.RANDOM_FLIP == "horizontal":
         common_flip_pairs(cfg.DATASETS.TRAIN, head.NUM_CLASSES)
@@ -105,8 +105,12 @@ def _check_order(names: list[str]) -> None:
             )
 
 
-def _check_first_files(name: str, dicts: list[dict]) -> None:
-    """The least that any dataset, a user's own too, must fulfil, for training and for scores."""
+def check_first_files(name: str, dicts: list[dict]) -> None:
+    """The least that any dataset, a user's own too, must fulfil, for training and for scores.
+
+    Raises:
+        DataError: a dict names no image or no label, or the first one's do not exist.
+    """
     for key in ("file_name", "sem_seg_file_name"):
         if key not in dicts[0]:
             raise DataError(f'dataset {name} has no "{key}" in its dicts')

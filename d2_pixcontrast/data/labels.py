@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
 from .decode import decode_grey, decode_rgb
+from .png import damaged_chunk
 
 __all__ = ["DataError", "check_label", "check_same_size", "read_image", "read_label"]
 
@@ -50,6 +51,7 @@ def read_label(path: str, *, compact: bool = False) -> np.ndarray:
 
 
 def _decode_ids(data: bytes, path: str) -> np.ndarray:
+    _check_intact(data)
     image = Image.open(io.BytesIO(data))
     if image.format in _LOSSY:
         raise DataError(
@@ -86,14 +88,29 @@ def read_image(path: str, format: str, rows: int | None = None) -> np.ndarray:
             data = file.read()
         image = decode_rgb(data, rows)
         if image is None:
-            _check_depth(data, path)
-            return detection_utils.read_image(path, format)
+            return _decode_image(data, path, format)
         return image[:, :, ::-1] if format == "BGR" else image
 
 
-def _check_depth(data: bytes, path: str) -> None:
+def _decode_image(data: bytes, path: str, format: str) -> np.ndarray:
+    """What detectron2's read_image does, without its second look at the file, and with errors."""
+    _check_intact(data)
+    image = Image.open(io.BytesIO(data))
+    _check_depth(image.mode, path)
+    # Before the orientation is asked for: what goes wrong in decoding then is swallowed with what
+    # goes wrong in EXIF, and half an image comes out.
+    image.load()
+    image = detection_utils._apply_exif_orientation(image)
+    return detection_utils.convert_PIL_to_numpy(image, format)
+
+
+def _check_intact(data: bytes) -> None:
+    if kind := damaged_chunk(data):
+        raise OSError(f"it is damaged (the checksum of its {kind} chunk is wrong)")
+
+
+def _check_depth(mode: str, path: str) -> None:
     """Refuse what Pillow would clip to 0..255: 16 and 32-bit grey, and floats, NaN among them."""
-    mode = Image.open(io.BytesIO(data)).mode
     if mode.startswith(("I", "F")):
         raise DataError(
             f"image {path} has mode {mode}, one number of more than 8 bits per pixel; convert it "

@@ -4,18 +4,36 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-__all__ = ["first_rows", "has_exif"]
+__all__ = ["damaged_chunk", "first_rows", "has_exif"]
 
-_SIGNATURE = 8  # bytes in front of the first chunk
+_MAGIC = b"\x89PNG\r\n\x1a\n"
+_SIGNATURE = len(_MAGIC)  # bytes in front of the first chunk
 _BLOCK = 0xFFFF  # bytes that an uncompressed block holds at most
 
 
+_ORIENTED = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of text chunks
+
+
 def has_exif(data: bytes) -> bool:
-    """Whether a PNG file has EXIF data, in any of the two ways that there are."""
+    """Whether a PNG file has EXIF data, in any of the two ways that there are, or XMP, which may
+    say how the image is turned as well."""
     return any(
-        kind == b"eXIf" or data.startswith(b"Raw profile type exif", start)
-        for kind, start, _ in _chunks(data)
+        kind == b"eXIf" or data.startswith(_ORIENTED, start) for kind, start, _ in _chunks(data)
     )
+
+
+def damaged_chunk(data: bytes) -> str | None:
+    """The kind of the first chunk of a PNG file that a picture needs and that is not what it was
+    when it was written, by its checksum; None where there is none, and for other files.
+
+    Decoders that do not look at checksums show some damage as noise.
+    """
+    if not data.startswith(_MAGIC):
+        return None
+    for kind, start, length in _chunks(data):
+        if kind[:1].isupper() and not _is_intact(data, start, length):
+            return kind.decode("latin-1")
+    return None
 
 
 def first_rows(data: bytes, rows: int) -> bytes | None:
@@ -41,6 +59,8 @@ def first_rows(data: bytes, rows: int) -> bytes | None:
     view = memoryview(data)
     for kind, start, length in _chunks(data):
         if kind == b"IDAT" and left > 0:
+            if not _is_intact(data, start, length):
+                return None
             try:
                 parts.append(stream.decompress(view[start : start + length], left))
             except zlib.error:
@@ -60,6 +80,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         length = int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], at + 8, length
         at += 8 + length + 4  # a checksum follows
+
+
+def _is_intact(data: bytes, start: int, length: int) -> bool:
+    """Whether a chunk fits its checksum, which is over its kind and content."""
+    end = start + length
+    found = zlib.crc32(memoryview(data)[start - 4 : end])
+    return found == int.from_bytes(data[end : end + 4], "big") and len(data) >= end + 4
 
 
 def _stored(parts: list[bytes]) -> list[bytes | memoryview]:

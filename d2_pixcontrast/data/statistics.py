@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from .labels import DataError, check_same_size, read_image, read_label
@@ -116,7 +117,7 @@ def _inspect(
         return result
     if image is not None:
         _try(result, check_same_size, image, label, image_path, label_path)
-    with Image.open(label_path) as opened:
+    with PathManager.open(label_path, "rb") as file, Image.open(file) as opened:
         result.kinds[opened.mode] += 1
     ids, counts = np.unique(label, return_counts=True)
     result.pixels.update(dict(zip(ids.tolist(), counts.tolist())))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from detectron2.data import MetadataCatalog
 
-from .check import check_registered, load_dataset
+from .check import check_first_files, check_registered, load_dataset
 from .datasets import find_pairs, registered
 from .datasets.pairing import NO_PAIR
 from .labels import DataError
@@ -57,7 +57,9 @@ def named_source(name: str) -> Source:
             _pair(source, spec.pairing())
             source.dicts = source.dicts if spec.part is None else spec.part(source.dicts)
         else:
-            source.dicts = load_dataset(name)
+            dicts = load_dataset(name)
+            check_first_files(name, dicts)
+            source.dicts = dicts
     except DataError as error:
         origin = spec.origin if spec else ""
         source.errors.append(f"{error} {origin}".rstrip())
@@ -168,6 +170,6 @@ def _weights(source: Source, statistics: DatasetStatistics) -> list[str]:
     if not all(statistics.pixels[label] for label in range(count)):
         lines.append("  (classes that are in no label get the mean)")
     for method, formula in formulas.items():
-        values = ", ".join(f"{w:.3f}" for w in class_weights(statistics, count, method))
+        values = ", ".join(f"{w:.4g}" for w in class_weights(statistics, count, method))
         lines += [f"  {method}, {formula}:", f"    [{values}]"]
     return lines

@@ -111,7 +111,8 @@ class SemSegEvaluator(DatasetEvaluator):
             On the main process {"sem_seg": {name: percent}}, plain floats; elsewhere None.
 
         Raises:
-            ValueError: a label was neither a class nor the ignore value (on all processes).
+            ValueError: a label was neither a class nor the ignore value, or a score of a labelled
+                pixel was NaN (on all processes).
         """
         counters = self._counters or self._new_counters("cpu")
         num_images = self._num_images

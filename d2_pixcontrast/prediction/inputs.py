@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..data import DataError
 from ..data.check import load_dataset
+from ..data.datasets.pairing import walk
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
@@ -55,9 +56,10 @@ def find_inputs(
     for path in map(Path, paths):
         if path.is_dir():
             results = [r for r in map(_normal, but) if _normal(path) in r.parents]
+            files_below = (Path(folder, name) for folder, _, names in walk(path) for name in names)
             found = sorted(
                 file
-                for file in path.rglob("*")
+                for file in files_below
                 if _is_image(file) and not any(r in _normal(file).parents for r in results)
             )
             if not found:

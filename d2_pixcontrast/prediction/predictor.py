@@ -32,8 +32,17 @@ class Prediction:
 
     @property
     def classes(self) -> np.ndarray:
-        """(H, W) class ids: uint8, or uint16 with more than 255 classes."""
+        """(H, W) class ids: uint8, or uint16 with more than 255 classes.
+
+        Raises:
+            ValueError: scores are NaN.
+        """
         ids = class_map(self.scores).cpu().numpy()
+        if unknown := int((ids == len(self.scores)).sum()):
+            raise ValueError(
+                f"the network's scores are NaN in {unknown} of {ids.size} pixels; has its training "
+                "diverged? An earlier checkpoint may be sound"
+            )
         return ids.astype(np.uint8 if len(self.scores) <= 255 else np.uint16)
 
     @property

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,37 @@ def test_a_folder_is_the_same_however_it_is_spelled(folders, tmp_path, monkeypat
     register_sem_seg_folder("relative", "images", "labels", ["x", "y"])
     monkeypatch.chdir("/")
     assert len(DatasetCatalog.get("relative")) == len(DatasetCatalog.get("mine")) == 3
+
+
+def test_links_are_followed_but_not_round_in_circles(folders):
+    images, labels = folders
+    for folder in folders:
+        os.symlink("..", f"{folder}/sub/up")
+        os.symlink(folder, f"{folder}/again")
+    register_sem_seg_folder("mine", images, labels, ["x", "y"])
+    assert [record["image_id"] for record in DatasetCatalog.get("mine")] == ["a", "b", "sub/b"]
+    os.rename(f"{images}/sub", f"{images}2")
+    os.symlink(f"{images}2", f"{images}/sub")
+    os.remove(f"{images}/sub/up")
+    os.symlink(images, f"{images}/sub/up")  # leads back over the link
+    assert [record["image_id"] for record in DatasetCatalog.get("mine")] == ["a", "b", "sub/b"]
+
+
+def test_arrays_and_paths_will_do(folders, tmp_path):
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    register_sem_seg_folder(
+        "mine",
+        *map(Path, folders),
+        tmp_path / "classes.txt",
+        colors=np.array([[1, 2, 3], [4, 5, 6]], np.uint8),
+        flip_pairs=np.array([[0, 1]]),
+    )
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.stuff_classes == ["x", "y"] and metadata.stuff_colors == [(1, 2, 3), (4, 5, 6)]
+    assert metadata.flip_pairs == [(0, 1)]
+    register_sem_seg_folder(
+        "mine", *folders, ["x", "y"], colors=[(1, 2, 3), (4, 5, 6)], flip_pairs=[(0, 1)]
+    )
 
 
 def test_suffixes_tell_images_and_labels_of_one_folder_apart(tmp_path):

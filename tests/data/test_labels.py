@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from d2_pixcontrast.data.labels import (
     DataError,
@@ -108,6 +108,39 @@ def test_unreadable_file_is_named(tmp_path, read, damage, suffix):
         read(str(path))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize("reader", ["image", "label"])
+def test_no_damage_within_a_png_goes_unnoticed(tmp_path, mode, reader):
+    """Flips a bit here and there: such a file used to come out as half an image."""
+    path, random = tmp_path / "image.png", np.random.RandomState(0)
+    rows = np.linspace(0, 200, 96).astype(np.uint8)
+    smooth = rows[:, None, None] + random.randint(0, 8, (96, 120, 3), np.uint8)
+    Image.fromarray(smooth).convert(mode).save(path)
+    whole = path.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    for at in random.randint(start, len(whole) - 16, 25):
+        data = bytearray(whole)
+        data[at] ^= 1 << random.randint(8)
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"image\.png (cannot be read|has mode)"):
+            read_image(str(path), "RGB") if reader == "image" else read_label(str(path))
+
+
+def test_damage_that_no_checksum_shows_is_left_to_the_decoder(tmp_path):
+    """A wrong stream of pixels in a chunk that fits its checksum."""
+    path = tmp_path / "image.png"
+    _save(path, np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"IDAT") + 4
+    length = int.from_bytes(data[start - 8 : start - 4], "big")
+    data[start + length // 2 : start + length] = bytes(length - length // 2)
+    checksum = zlib.crc32(data[start - 4 : start + length])
+    data[start + length : start + length + 4] = checksum.to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"image\.png cannot be read"):
+        read_image(str(path), "RGB")
+
+
 @pytest.mark.parametrize("read", [read_label, lambda path: read_image(path, "RGB")])
 def test_a_file_too_large_for_pillow_is_named_with_the_limit(tmp_path, read, monkeypatch):
     _save(tmp_path / "huge.png", np.zeros((8, 8), np.uint8))
@@ -135,6 +168,17 @@ def test_image_is_that_of_detectron2(tmp_path, suffix, format, exif):
     assert image.dtype == np.uint8
     assert image.shape == ((30, 20, 3) if options else (20, 30, 3))
     np.testing.assert_array_equal(image, reference(path, format))
+
+
+def test_an_image_that_its_xmp_turns_is_that_of_detectron2(tmp_path):
+    from detectron2.data.detection_utils import read_image as reference
+
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    noise = np.random.RandomState(0).randint(0, 256, (20, 30, 3), np.uint8)
+    path = _save(tmp_path / "image.png", noise, pnginfo=info)
+    assert read_image(path, "RGB").shape == (30, 20, 3)
+    np.testing.assert_array_equal(read_image(path, "RGB"), reference(path, "RGB"))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])

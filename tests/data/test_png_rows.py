@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 from d2_pixcontrast import add_pixcontrast_config
 from d2_pixcontrast.data import SemSegMapper, mapper
 from d2_pixcontrast.data.decode import decode_grey, decode_rgb
+from d2_pixcontrast.data.labels import DataError, read_image
 from d2_pixcontrast.data.png import first_rows, has_exif
 from d2_pixcontrast.data.seeding import seeded
 
@@ -68,6 +69,19 @@ def test_damage_above_the_last_row_is_left_to_pillow(tmp_path):
     start = data.index(b"IDAT") + 4
     data[start + 40 : start + 60] = bytes(20)
     assert first_rows(bytes(data), 100) is None
+
+
+def test_a_flipped_bit_in_the_rows_that_are_read_is_an_error(tmp_path):
+    """Decompression goes on after many of them, and gives other pixels."""
+    path = tmp_path / "a.png"
+    whole = _content(path, _photo())
+    start = whole.index(b"IDAT") + 4
+    for at in np.random.RandomState(0).randint(start, start + 2000, 20):
+        data = bytearray(whole)
+        data[at] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"a\.png cannot be read"):
+            read_image(str(path), "RGB", rows=60)
 
 
 def test_interlaced_rows_cannot_be_had_one_by_one(tmp_path):

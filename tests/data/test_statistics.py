@@ -1,6 +1,7 @@
 """Reports on datasets: numbers by plain loops, and every kind of trouble is reported."""
 
 import math
+import re
 import shutil
 
 import numpy as np
@@ -107,6 +108,21 @@ def test_a_good_dataset_is_reported_as_good(dicts, tmp_path):
     assert "(ignored)" in lines["255"] and "enet" in text and "median_frequency" in text
     shares = [float(lines[value].split()[1].rstrip("%")) for value in ("0", "1", "2", "3", "255")]
     assert sum(shares) == pytest.approx(100, abs=0.01)
+
+
+def test_the_weights_of_a_very_rare_class_can_be_pasted_into_a_config(tmp_path):
+    ids = np.zeros((400, 500), np.uint8)
+    ids[0, :3] = 1
+    for kind, pixels in (("images", np.zeros((400, 500, 3), np.uint8)), ("labels", ids)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "0.png")
+    folders = {"image_root": str(tmp_path / "images"), "label_root": str(tmp_path / "labels")}
+    source = folder_source(["back", "defect"], **folders, image_suffix="", label_suffix="")
+    weights = re.findall(r"^    \[(.*)\]$", survey(source)[0], re.MULTILINE)
+    assert len(weights) == 2
+    for line, method in zip(weights, ("enet", "median_frequency"), strict=True):
+        exact = class_weights(inspect_dataset(source.dicts), 2, method)
+        assert [float(w) for w in line.split(", ")] == pytest.approx(exact, rel=1e-3)
 
 
 def _survey_of_masks(tmp_path, *ids):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import INSTANT_TEST
 from dataset_scripts import script
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from d2_pixcontrast.data.datasets import shapes
@@ -66,6 +67,15 @@ def test_a_model_that_contradicts_the_files_is_an_error(few_shapes, capsys, key,
 def test_a_wrong_name_is_one_line(capsys):
     assert main("--dataset", "shapes_sem_seg_vall") == 1
     assert "did you mean shapes_sem_seg_val" in capsys.readouterr().err
+
+
+def test_a_set_of_ones_own_without_labels_is_told_in_the_report(folders, capsys):
+    DatasetCatalog.register("no_labels", lambda: [{"file_name": folders[1] + "/a.png"}])
+    try:
+        assert main("--dataset", "no_labels") == 1
+    finally:
+        DatasetCatalog.remove("no_labels")
+    assert 'dataset no_labels has no "sem_seg_file_name"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

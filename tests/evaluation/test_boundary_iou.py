@@ -125,3 +125,14 @@ def test_class_map_is_argmax_and_takes_the_first_of_equal_scores(classes):
     scores = torch.randint(5, (classes, 13, 9), generator=torch.Generator().manual_seed(0)).float()
     assert torch.equal(class_map(scores).long(), scores.argmax(dim=0))
     assert torch.equal(class_map(scores.half()).long(), scores.argmax(dim=0))
+
+
+@pytest.mark.parametrize("classes", [1, 3, 255, 256, 300])
+@pytest.mark.parametrize("place", [0, -1])
+def test_where_a_score_is_nan_there_is_no_class(classes, place):
+    scores = torch.zeros(classes, 2, 3)
+    scores[-1] = 1
+    scores[place, 0, 0] = math.nan
+    expected = torch.full((2, 3), classes - 1)
+    expected[0, 0] = classes
+    assert torch.equal(class_map(scores).long(), expected)

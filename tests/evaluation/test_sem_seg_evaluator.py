@@ -127,6 +127,16 @@ def test_label_outside_the_classes_raises_in_the_end(dataset):
         evaluator.evaluate()
 
 
+def test_a_network_of_nan_has_no_scores(dataset):
+    evaluator = SemSegEvaluator(dataset, boundary_width=1)
+    logits = torch.zeros(4, 4, 6)
+    logits[2, :2] = math.nan
+    label = torch.zeros(4, 6, dtype=torch.uint8)
+    evaluator.process([{"label": label}], [{"sem_seg": logits}])
+    with pytest.raises(ValueError, match="12 pixels .* where scores are NaN"):
+        evaluator.evaluate()
+
+
 def test_reads_the_label_file(dataset, tmp_path):
     inputs, outputs = examples()
     _, expected = expected_scores(inputs, outputs)

@@ -106,6 +106,24 @@ def test_inputs(tmp_path):
     assert [image.name for image in find_inputs([str(tmp_path / "in")])] == ["b", "sub/a"]
 
 
+def test_linked_folders_are_followed_but_not_round_in_circles(tmp_path):
+    for name in ("in/a.png", "elsewhere/b.png", "elsewhere/folder.png/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/loop").symlink_to("../in")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    found = find_inputs([str(tmp_path / "in")])
+    assert [image.name for image in found] == ["a", "sub/b", "sub/folder.png/c"]
+
+
+def test_scores_of_nan_are_no_prediction(tmp_path):
+    prediction = prediction_of(np.zeros((5, 7), int), 3)
+    prediction.scores[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="scores are NaN in 7 of 35 pixels; has its training"):
+        _ = prediction.classes
+
+
 def test_names_stay_below_the_output_folder(tmp_path, monkeypatch):
     for name in ("project/photos/a.png", "data/b.png"):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -23,9 +23,9 @@ class SemSegFolder(SemSegDataset):
 
 def register_sem_seg_folder(
     name: str,
-    image_root: str,
-    label_root: str,
-    classes: Sequence[str] | str,
+    image_root: str | os.PathLike,
+    label_root: str | os.PathLike,
+    classes: Sequence[str] | str | os.PathLike,
     *,
     colors: Sequence[Color] | None = None,
     ignore_value: int = 255,
@@ -56,7 +56,9 @@ def register_sem_seg_folder(
         DataError: classes, colours or pairs do not fit together, or another dataset has this name.
             The same call a second time does no harm.
     """
-    _check_forms(classes, colors or (), flip_pairs)
+    classes = os.fspath(classes) if isinstance(classes, os.PathLike) else classes
+    colors = [] if colors is None else list(colors)
+    _check_forms(classes, colors, flip_pairs)
     classes, file_colors = read_classes(classes) if isinstance(classes, str) else (classes, None)
     colors = colors or file_colors or distinct_colors(len(classes))
     dataset = SemSegFolder(
@@ -66,16 +68,16 @@ def register_sem_seg_folder(
         image_suffix=image_suffix,
         label_suffix=label_suffix,
         classes=tuple(str(label) for label in classes),
-        colors=tuple(tuple(color) for color in colors),
+        colors=tuple(tuple(map(int, color)) for color in colors),
         ignore_label=ignore_value,
         origin=origin,
-        flip_pairs=tuple(tuple(pair) for pair in flip_pairs),
+        flip_pairs=tuple(tuple(map(int, pair)) for pair in flip_pairs),
     )
     _check(dataset)
     register(dataset)
 
 
-def _absolute(folder: str) -> str:
+def _absolute(folder: str | os.PathLike) -> str:
     """One spelling per folder, so that two configs with the same data set agree."""
     return os.path.abspath(os.path.expanduser(folder))
 

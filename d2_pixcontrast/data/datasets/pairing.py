@@ -1,11 +1,12 @@
 """Which label belongs to which image: by their relative path, and nothing is dropped silently."""
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..labels import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "Pairs", "find_pairs", "match_files"]
+__all__ = ["IMAGE_SUFFIXES", "Pairs", "find_pairs", "match_files", "walk"]
 
 # What the suffix "" stands for, in lower or upper case.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -116,7 +117,7 @@ def _files_below(
     own_root, other_root = os.path.realpath(root), os.path.realpath(others[0])
     within = other_root.startswith(os.path.join(own_root, ""))
     other_suffix = others[1] if other_root == own_root else ""
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in walk(root):
         if within:
             folders[:] = [
                 name
@@ -143,6 +144,22 @@ def _files_below(
         state = f"has no file {pattern}" if os.path.isdir(root) else "does not exist"
         raise DataError(f"the folder {os.path.abspath(root)} {state}.")
     return found
+
+
+def walk(root: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` from the top through links, but for those that lead back to where they lie."""
+    root = os.fspath(root)
+    above = {root: {os.path.realpath(root)}}  # by folder yet to be walked, the real ones to it
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = above.pop(folder)
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if real in here:
+                folders.remove(name)
+            else:
+                above[path] = here | {real}
+        yield folder, folders, files
 
 
 def _ending(file: str, suffix: str) -> str:
