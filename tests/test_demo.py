@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -54,6 +55,16 @@ def test_both_start_from_the_same_network_and_data(tmp_path):
     batches = [next(iter(trainer.data_loader)) for trainer in (plain, contrast)]
     for one, other in zip(*batches, strict=True):
         assert one["image"].equal(other["image"]) and one["sem_seg"].equal(other["sem_seg"])
+
+
+def test_what_would_fail_in_the_end_is_refused_in_the_beginning(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        demo.main(["--seed", "-1"])
+    assert "--seed: has to be at least 0" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    monkeypatch.setattr(demo, "train", None)
+    with pytest.raises(SystemExit, match="t-SNE needs scikit-learn"):
+        demo.main([])
 
 
 def test_iterations_must_be_positive():

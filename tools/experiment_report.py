@@ -5,8 +5,6 @@ import math
 import statistics
 from pathlib import Path
 
-from scipy import stats
-
 CONFIDENCE = 0.95
 
 
@@ -67,6 +65,8 @@ def paired_difference(differences: list[float]) -> dict | None:
         return None
     n, half = len(differences), None
     if n > 1:
+        from scipy import stats  # of the report alone; training does without
+
         quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
         half = quantile * statistics.stdev(differences) / math.sqrt(n)
     return {"pairs": n, "mean": statistics.mean(differences), "half_width": half}

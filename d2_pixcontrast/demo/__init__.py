@@ -7,10 +7,12 @@ goes into ``log.txt`` of each run's folder.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..compat import CfgNode
 from ..engine import setup_cfg
+from ..visualization.tsne import scikit_learn
 from .page import write_page
 from .progress import Progress, say
 from .training import log_to, train
@@ -25,6 +27,10 @@ RUNS = {
 def main(arguments: list[str] | None = None) -> None:
     """Run the demo with command line arguments; see the module's docstring."""
     args = _parser().parse_args(arguments)
+    try:
+        scikit_learn()  # for the report, when both have been trained
+    except ImportError as error:
+        sys.exit(f"python -m d2_pixcontrast.demo: {error}")
     output = Path(args.output)
     configs = {name: _config(output / name, file, args) for name, (_, file) in RUNS.items()}
     progress = Progress({name: cfg.SOLVER.MAX_ITER for name, cfg in configs.items()})
@@ -48,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="output/demo", help="folder (default: %(default)s)")
     parser.add_argument("--iterations", type=_positive, help="of each run (default: the configs')")
-    parser.add_argument("--seed", type=int, default=0, help="of both (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=_not_negative, default=0, help="of both (default: %(default)s)"
+    )
     return parser
 
 
@@ -56,6 +64,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("has to be at least 1")
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("has to be at least 0")
     return value
 
 

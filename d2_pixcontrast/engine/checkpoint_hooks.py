@@ -146,8 +146,10 @@ class BestCheckpointHook(HookBase):
         value = sum(fresh[name] for name in self._names) / len(self._names)
         if not (self.best is None or value > self.best) or math.isnan(value):  # NaN compares false
             return
-        self.best, self.best_iteration = float(value), int(self.trainer.iter)
-        self._checkpointer.save("model_best", tag=False, iteration=self.trainer.iter)
+        # After training, the iteration is one beyond the last whose update is in the weights.
+        iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
+        self.best, self.best_iteration = float(value), int(iteration)
+        self._checkpointer.save("model_best", tag=False, iteration=iteration)
         logging.getLogger(__name__).info(
             f"Best {self._metric} so far: {self.best:.3f}, kept as model_best.pth"
         )

@@ -11,7 +11,7 @@ from ..engine import load_cfg
 from ..engine.inference import load_inference_model
 from .cost import network_cost
 from .evaluated_at import evaluated_at
-from .graph import InferenceGraph, trace
+from .graph import InferenceGraph, example_size, smallest_side, trace
 from .onnx_file import run_onnx, write_onnx
 from .publish import Published, class_names, publish
 from .torch_file import run_torch, write_torch
@@ -63,8 +63,11 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write(trace(graph), args.output, class_names(cfg), evaluated_at(cfg))
     yield f"{args.output}: {_mebibytes(os.path.getsize(args.output))}"
-    yield f"takes an image at its own size; the config evaluates at {evaluated_at(cfg)}"
-    yield f"network: {network_cost(graph, _CHECKED_SIZE)}"
+    yield (
+        f"takes an image at its own size, of {smallest_side(graph)} pixels a side at least; the "
+        f"config evaluates at {evaluated_at(cfg)}"
+    )
+    yield f"network: {network_cost(graph, example_size(graph, _CHECKED_SIZE))}"
     yield compare(graph, args.output, execute)
 
 
@@ -83,7 +86,8 @@ def compare(graph: InferenceGraph, path: Path, execute: Callable) -> str:
         ValueError: their logits differ by more than TOLERANCE (of the largest, where that is
             above 1).
     """
-    image = torch.rand(1, 3, *_CHECKED_SIZE, generator=torch.Generator().manual_seed(0)) * 255
+    size = example_size(graph, _CHECKED_SIZE)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 255
     try:
         found = execute(path, image)
     except ImportError as error:
@@ -94,7 +98,7 @@ def compare(graph: InferenceGraph, path: Path, execute: Callable) -> str:
     scale = max(expected.abs().max().item(), 1.0)
     if not difference <= TOLERANCE * scale:
         raise ValueError(f"{path} differs from the network: logits by up to {difference:.2g}")
-    return f"logits differ from the network's by at most {difference:.1e} (image {_CHECKED_SIZE})"
+    return f"logits differ from the network's by at most {difference:.1e} (image {size})"
 
 
 def _published_lines(weights: str, published: Published) -> Iterator[str]:

@@ -9,7 +9,10 @@ from timm.layers import padding
 from torch import nn
 from torch.nn import functional as F
 
-_EXAMPLE_SIZE = (129, 161)  # of the traced image; neither square nor divisible by anything
+from .swin import largest_window, windows_by_index
+
+# Of the traced image, where the smallest is not larger; neither square nor divisible by anything.
+_EXAMPLE_SIZE = (129, 161)
 
 
 class InferenceGraph(nn.Module):
@@ -55,20 +58,26 @@ class InferenceGraph(nn.Module):
         return _first(_first(logits, 2, height), 3, width)
 
 
-def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
-    """The graph as torch.export sees it, for images of any height and width.
+def smallest_side(graph: InferenceGraph) -> int:
+    """The least height and width of images that :func:`trace` makes a graph for.
 
-    Both have to be above what images are padded to a multiple of, and above the network's largest
-    stride (32 pixels at most, as a rule).
+    Above what images are padded to a multiple of and the network's largest stride, 32 as a rule; of
+    a Swin transformer also above one attention window on its coarsest features (32 times 7 or 12).
     """
     strides = [shape.stride for shape in graph.backbone.output_shape().values()]
-    smallest = max(graph.divisor, *strides) + 1
+    return max(graph.divisor, max(strides) * max(largest_window(graph.backbone), 1)) + 1
+
+
+def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
+    """The graph as torch.export sees it, for images of any height and width from
+    :func:`smallest_side` on."""
+    smallest = smallest_side(graph)
     sizes = {
         2: torch.export.Dim("height", min=smallest),
         3: torch.export.Dim("width", min=smallest),
     }
-    example = torch.zeros(1, 3, *(max(side, smallest) for side in _EXAMPLE_SIZE))
-    with torch.no_grad(), _timm_padding_in_integers():
+    example = torch.zeros(1, 3, *example_size(graph, _EXAMPLE_SIZE))
+    with torch.no_grad(), _timm_padding_in_integers(), windows_by_index():
         return torch.export.export(
             graph.eval(),
             (example,),
@@ -76,6 +85,12 @@ def trace(graph: InferenceGraph) -> torch.export.ExportedProgram:
             # Padding inside backbones is a computed 0 that torch cannot prove to be one.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def example_size(graph: InferenceGraph, wanted: tuple[int, int]) -> tuple[int, int]:
+    """A height and a width as wanted, or else the smallest two that differ as much."""
+    more = max(smallest_side(graph) - min(wanted), 0)
+    return wanted[0] + more, wanted[1] + more
 
 
 @contextlib.contextmanager

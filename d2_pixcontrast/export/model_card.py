@@ -78,7 +78,36 @@ def _network(cfg: CfgNode) -> str:
         backbone = cfg.MODEL.TIMM.NAME
     elif "resnet" in backbone:
         backbone = f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
-    return f"{decoder}, {backbone}"
+    memory = " with a dataset-level memory" if cfg.MODEL.DATASET_MEMORY.ENABLED else ""
+    return f"{decoder}{memory}, {backbone}"
+
+
+def _losses(cfg: CfgNode) -> list[str]:
+    """Of the training, with the weights that the config gives to those beside the main one."""
+    head, memory = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.DATASET_MEMORY
+    main = head.LOSS_TYPE.replace("cross_entropy", "cross-entropy").replace("_", " ")
+    weights = {f"auxiliary head on {name}": head.AUX.LOSS_WEIGHT for name in head.AUX.IN_FEATURES}
+    if head.DECODER == "OCRDecoder":
+        weights["object regions"] = head.AUX.LOSS_WEIGHT
+    if memory.ENABLED:
+        weights["stage 1 of the memory"] = memory.STAGE1_LOSS_WEIGHT
+        weights["context of the memory"] = memory.CONTEXT_LOSS_WEIGHT
+        weights["consistency of the memory"] = memory.CONSISTENCY.LOSS_WEIGHT
+    return [
+        f"{main}, classes weighted" if head.CLASS_WEIGHTS else main,
+        *(f"{name} ({weight:g})" for name, weight in weights.items() if weight),
+        *head.TERMS,
+    ]
+
+
+def _memory(cfg: CfgNode) -> str:
+    node = cfg.MODEL.DATASET_MEMORY
+    if node.READ == "zeros":
+        return "read as zeros (an ablation)"
+    if node.KIND == "statistics":
+        return "mean and standard deviation of each class (MCIBI++)"
+    entries = "1 entry" if node.ENTRIES_PER_CLASS == 1 else f"{node.ENTRIES_PER_CLASS} entries"
+    return f"{entries} of {node.CHANNELS} channels for each class (MCIBI)"
 
 
 def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, str]:
@@ -88,9 +117,10 @@ def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, 
         "Task": "semantic segmentation",
         "Training data": ", ".join(cfg.DATASETS.TRAIN),
         "Classes": f"{head.NUM_CLASSES}, ignored label {head.IGNORE_VALUE}",
-        "Terms in training": ", ".join(head.TERMS) or "none (cross-entropy alone)",
+        "Losses": ", ".join(_losses(cfg)),
+        **({"Memory": _memory(cfg)} if cfg.MODEL.DATASET_MEMORY.ENABLED else {}),
         "Initial weights": cfg.MODEL.WEIGHTS or "random",
-        "Schedule": f"{_length(solver.MAX_ITER, iteration)} iterations of "
+        "Schedule": f"{_length(solver.MAX_ITER, iteration)}, batches of "
         f"{solver.IMS_PER_BATCH} images, crop {crop}, scale {tuple(cfg.INPUT.SCALE_RANGE)}",
         "Optimiser": f"{solver.OPTIMIZER}, learning rate {solver.BASE_LR}, "
         f"weight decay {solver.WEIGHT_DECAY}, {solver.LR_SCHEDULER_NAME}",
@@ -104,9 +134,10 @@ def _facts(cfg: CfgNode, cost: NetworkCost, iteration: int | None) -> dict[str, 
 
 
 def _length(max_iter: int, iteration: int | None) -> str:
-    if iteration is None or iteration == max_iter - 1:
-        return str(max_iter)
-    return f"checkpoint of iteration {iteration + 1} of {max_iter};"
+    # MAX_ITER itself: a best checkpoint of the last evaluation, as earlier versions wrote it.
+    if iteration is None or iteration >= max_iter - 1:
+        return f"{max_iter} iterations"
+    return f"checkpoint of iteration {iteration + 1} of {max_iter}"
 
 
 def _scores(scores: Scores, cfg: CfgNode, class_names: list[str]) -> str:

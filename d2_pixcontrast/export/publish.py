@@ -23,6 +23,8 @@ from .model_card import model_card
 from .results import find_results, read_results
 
 _HASH_DIGITS = 8
+# What the card tells of the training.
+_TOLD = ("SOLVER.", "DATASETS.", "SEED", "MODEL.WEIGHTS")
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +67,16 @@ def publish(
     Args:
         cfg: config of the training.
         weights: a checkpoint of it.
-        output: folder, made where it is missing.
+        output: folder, made where it is missing; not that of the training.
         results: ``sem_seg_evaluation.json`` of these weights; None to look for the evaluation of
             the checkpoint's iteration in the ``metrics.json`` beside it.
         safetensors: write that format, too.
 
     Raises:
-        ValueError: the weights cannot be read or do not fill the network, or ``results`` is not
-            such a file.
+        ValueError: the weights cannot be read or do not fill the network, ``results`` is not such a
+            file, or ``output`` holds a file that would be lost.
     """
+    _check_output(output)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, device = "cpu", cfg.MODEL.DEVICE
@@ -125,6 +128,19 @@ def class_names(cfg: CfgNode) -> list[str]:
     return [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
 
 
+def _check_output(output: Path) -> None:
+    """Refuse a folder whose config.yaml or README.md something else than publishing has written:
+    the run's own, with its paths and terms, is what ``--resume`` needs."""
+    if (output / "training_config.yaml").exists():
+        return
+    for name in ("config.yaml", "README.md"):
+        if (output / name).exists():
+            raise ValueError(
+                f"--output {output} holds a {name} that publishing would replace; name a folder of "
+                f"its own, such as {output / 'published'}"
+            )
+
+
 def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
     """Say in a line where the card would tell of another training than the run's own config."""
     if not run_config.is_file():
@@ -132,18 +148,32 @@ def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
     try:
         with open(run_config, encoding="utf-8") as file:
             theirs = yaml.safe_load(file)
-        ours = yaml.safe_load(cfg.dump())
-        other = [k for k in ("SOLVER", "DATASETS", "SEED") if theirs.get(k, ours[k]) != ours[k]]
-        if theirs.get("MODEL", {}).get("WEIGHTS", cfg.MODEL.WEIGHTS) != cfg.MODEL.WEIGHTS:
-            other.append("MODEL.WEIGHTS")
+        ours, theirs = _flat(yaml.safe_load(cfg.dump())), _flat(theirs)
+        # Keys that only one of the two has are those of another version.
+        other = [key for key, value in ours.items() if theirs.get(key, value) != value]
+        other = [key for key in other if key.startswith(_TOLD)]
     except (OSError, yaml.YAMLError, AttributeError) as error:
         logger.warning(f"{run_config} cannot be compared with the given config: {error}")
         return
     if other:
+        named = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
         logger.warning(
-            f"the model card may be wrong: {' and '.join(other)} of the given config are not those "
+            f"the model card may be wrong: {named} of the given config {_are(other)} "
             f"of the run; publish with --config-file {run_config}"
         )
+
+
+def _are(keys: list[str]) -> str:
+    return "is not that" if len(keys) == 1 else "are not those"
+
+
+def _flat(node: dict, prefix: str = "") -> dict:
+    """Values by their dotted keys."""
+    flat = {}
+    for key, value in node.items():
+        nested = isinstance(value, dict)
+        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return flat
 
 
 def _image_size(cfg: CfgNode) -> tuple[int, int]:
@@ -182,7 +212,10 @@ def _portable(cfg: CfgNode) -> CfgNode:
     for name, node in cfg.DATASETS.get("SEM_SEG_FOLDERS", {}).items():
         node.IMAGES = os.path.basename(os.path.normpath(node.IMAGES)) or "images"
         node.LABELS = os.path.basename(os.path.normpath(node.LABELS)) or "labels"
-        node.CLASSES = list(MetadataCatalog.get(name).get("stuff_classes", node.CLASSES))
+        metadata = MetadataCatalog.get(name)
+        node.CLASSES = list(metadata.get("stuff_classes", node.CLASSES))
+        if colors := metadata.get("stuff_colors"):
+            node.COLORS = [list(color) for color in colors]
     return cfg
 
 

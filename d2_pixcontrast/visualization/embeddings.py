@@ -21,7 +21,7 @@ from ..engine import SemSegCheckpointer, Trainer, setup_cfg
 from .colors import class_colors
 from .figures import pyplot, save
 from .pixel_sample import PixelSample, sample_embeddings
-from .tsne import project
+from .tsne import project, scikit_learn
 
 
 def class_similarity(sample: PixelSample, num_classes: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> None:
     args.eval_only = True
     if min(args.num_images, args.per_class) < 1:
         raise ValueError("--num-images and --per-class have to be at least 1")
-    pyplot()  # not to find out after the network has run that it is not installed
+    pyplot(), scikit_learn()  # not to find out after the network has run that one is missing
     cfg = inference_config(setup_cfg(args))
     model = Trainer.build_model(cfg)
     SemSegCheckpointer(model, strict=True).load(args.weights)

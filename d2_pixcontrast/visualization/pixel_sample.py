@@ -32,7 +32,8 @@ def sample_embeddings(
     """Input of the classifier at ``per_class`` pixels of each class, chosen over all images.
 
     Which pixels are taken depends on the labels and the seed alone, so that two models whose
-    features have the same stride are compared at the same pixels.
+    features have the same stride are compared at the same pixels. No more than the chosen features
+    and those of one image are held at a time.
 
     Args:
         model: a model whose ``sem_seg_head.predictor`` is the final 1x1 convolution; it is left in
@@ -41,12 +42,17 @@ def sample_embeddings(
         num_classes: C; other labels are not taken.
         per_class: pixels per class, at most.
         seed: of the choice.
+
+    Raises:
+        ValueError: there is no image.
     """
     maps = []
+    rng = np.random.RandomState(seed)
+    classes, keys = np.zeros(0, np.int64), np.zeros(0)
+    embeddings = None
     predictor = model.sem_seg_head.predictor
     handle = predictor.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     model.eval()
-    features, labels = [], []
     try:
         for batch in loader:
             maps.clear()
@@ -58,20 +64,37 @@ def sample_embeddings(
             padded = -(-height // multiple) * multiple
             stride = padded / feature.shape[1]
             feature = feature[:, : math.ceil(height / stride), : math.ceil(width / stride)]
-            features.append(feature.flatten(1).t().float().cpu())
-            labels.append(_nearest(batch[0]["label"], feature.shape[-2:]).flatten())
+            label = _nearest(batch[0]["label"], feature.shape[-2:]).flatten().numpy()
+            if embeddings is None:
+                embeddings = np.zeros((0, len(feature)), np.float32)
+            # A pixel stays for as long as its random key is among the smallest of its class.
+            held = len(classes)
+            classes = np.concatenate([classes, label])
+            keys = np.concatenate([keys, rng.random_sample(len(label))])
+            chosen = smallest_keys(classes, keys, num_classes, per_class)
+            new = chosen[chosen >= held] - held
+            rows = feature.flatten(1)[:, torch.as_tensor(new, device=feature.device)].t().float()
+            embeddings = np.concatenate([embeddings[chosen[chosen < held]], rows.cpu().numpy()])
+            chosen = np.concatenate([chosen[chosen < held], new + held])
+            classes, keys = classes[chosen], keys[chosen]
     finally:
         handle.remove()
-    classes = torch.cat(labels).numpy()
-    chosen = balanced_choice(classes, num_classes, per_class, seed)
-    return PixelSample(torch.cat(features)[chosen].numpy(), classes[chosen])
+    if embeddings is None:
+        raise ValueError("there is no image to take pixels of")
+    order = smallest_keys(classes, keys, num_classes, per_class)
+    return PixelSample(embeddings[order], classes[order])
 
 
-def balanced_choice(classes: np.ndarray, num_classes: int, per_class: int, seed: int) -> np.ndarray:
-    """Indices of up to ``per_class`` elements of each class in (N,) ``classes``, class by class."""
-    rng = np.random.RandomState(seed)
-    parts = [np.flatnonzero(classes == c) for c in range(num_classes)]
-    return np.concatenate([rng.permutation(part)[:per_class] for part in parts])
+def smallest_keys(
+    classes: np.ndarray, keys: np.ndarray, num_classes: int, per_class: int
+) -> np.ndarray:
+    """Indices of the ``per_class`` smallest (N,) ``keys`` of each class in (N,) ``classes``, class
+    by class, in ascending order of the keys. Ids outside 0..C-1 are no class."""
+    order = np.lexsort((keys, classes))
+    order = order[(classes[order] >= 0) & (classes[order] < num_classes)]
+    _, first, count = np.unique(classes[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(first, count)
+    return order[rank < per_class]
 
 
 def _nearest(label: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

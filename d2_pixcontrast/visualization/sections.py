@@ -102,7 +102,10 @@ def curves(page: Page) -> str:
 
 
 def _history(run: RunResult, key: str) -> list[tuple[float, float]]:
-    return [(row["iteration"] + 1, row[key]) for row in run.history if key in row]
+    # The last evaluation is recorded one beyond the last step, which has losses.
+    steps = [row["iteration"] + 1 for row in run.history if "total_loss" in row]
+    last = max(steps, default=math.inf)
+    return [(min(row["iteration"] + 1, last), row[key]) for row in run.history if key in row]
 
 
 def overlays(page: Page) -> str:

@@ -36,11 +36,7 @@ def project(
         ImportError: scikit-learn is not installed.
         ValueError: fewer than 4 embeddings, or some are not finite.
     """
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError('t-SNE needs scikit-learn: pip install "d2_pixcontrast[vis]"') from error
+    PCA, TSNE = scikit_learn()
     if len(embeddings) < 4:
         raise ValueError(f"t-SNE needs at least 4 embeddings, there are {len(embeddings)}")
     if not np.isfinite(embeddings).all():
@@ -60,6 +56,20 @@ def project(
     low, high = points.min(axis=0), points.max(axis=0)
     points = 0.5 + (points - (low + high) / 2) / ((high - low).max() or 1.0)
     return Embedding2D(points, np.asarray(classes), within, between)
+
+
+def scikit_learn() -> tuple[type, type]:
+    """Scikit-learn's PCA and TSNE. Callers that train first ask for them before that.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError('t-SNE needs scikit-learn: pip install "d2_pixcontrast[vis]"') from error
+    return PCA, TSNE
 
 
 def class_cosines(unit: np.ndarray, classes: np.ndarray) -> tuple[float, float]:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from detectron2.engine import TrainerBase
+from detectron2.engine import HookBase, TrainerBase
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils.events import EventStorage
 
@@ -49,6 +49,20 @@ def test_the_best_checkpoint_is_kept(results, saved, best):
     loop.register_hooks([hook])
     loop.train(0, 7)
     assert checkpointer.saved == saved and hook.best == best
+
+
+def test_the_best_of_the_last_evaluation_has_the_last_iteration():
+    """As model_final has it, which is the same network."""
+    loop, checkpointer = Loop({}, 7), Checkpointer()
+
+    class Evaluation(HookBase):
+        def after_train(self):
+            self.trainer.storage.put_scalar("sem_seg/mIoU", 5.0)
+
+    hook = BestCheckpointHook(checkpointer, "sem_seg/mIoU")
+    loop.register_hooks([Evaluation(), hook])
+    loop.train(0, 7)
+    assert checkpointer.saved == [6] and hook.best_iteration == 6
 
 
 class SeveralSets(Loop):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 from detectron2.modeling import build_model
 from networks import NETWORKS, eager, network, network_cfg, random_image
@@ -13,6 +14,8 @@ from d2_pixcontrast.export import InferenceGraph, evaluated_at, network_cost, tr
 from d2_pixcontrast.export.__main__ import main
 from d2_pixcontrast.export.command import compare
 from d2_pixcontrast.export.cost import count_flops
+from d2_pixcontrast.export.graph import smallest_side
+from d2_pixcontrast.export.swin import windows_by_index
 from d2_pixcontrast.modeling import DECODER_REGISTRY
 
 # Odd, even, smaller and larger than the traced one, in need of padding on either side or on none.
@@ -117,6 +120,48 @@ def test_the_traced_graph_of_images_that_are_not_padded(kind):
     program = trace(InferenceGraph(model))
     with torch.no_grad():
         assert_equal_logits(model, program.module())
+
+
+@pytest.fixture
+def small_swin(monkeypatch):
+    """A Swin of five blocks, one of them with shifted windows."""
+    create = timm.create_model
+
+    def create_small(name, **options):
+        return create(name, **options, depths=(2, 1, 1, 1), embed_dim=24, num_heads=(1, 2, 3, 4))
+
+    monkeypatch.setattr(timm, "create_model", create_small)
+    levels = ["res2", "res3", "res4", "res5"]
+    options = {
+        "MODEL.TIMM.NAME": "swin_tiny_patch4_window7_224",
+        "MODEL.TIMM.OUTPUT_STRIDE": 32,
+        "MODEL.TIMM.OUT_NORM": "LN",
+        "MODEL.TIMM.OUT_FEATURES": levels,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES": levels,
+    }
+    return network(network_cfg("UPerDecoder", **options))
+
+
+def test_swin_is_exported_for_images_above_a_window(small_swin):
+    graph = InferenceGraph(small_swin)
+    assert smallest_side(graph) == 32 * 7 + 1
+    program = trace(graph)  # with timm's views it would not come to an end
+    with torch.no_grad():
+        for size in [(225, 297), (256, 320), (333, 229)]:
+            image = random_image(size)
+            found = program.module()(image.unsqueeze(0)).squeeze(0)
+            torch.testing.assert_close(found, eager(small_swin, image))
+
+
+def test_windows_by_index_are_those_of_timm(small_swin):
+    graph = InferenceGraph(small_swin).eval()
+    for size in [(33, 40), (65, 97), (224, 230)]:
+        image = random_image(size).unsqueeze(0)
+        with torch.no_grad():
+            expected = graph(image)
+            with windows_by_index():
+                assert torch.equal(graph(image), expected)
+            assert torch.equal(graph(image), expected)
 
 
 def test_images_are_rgb_even_for_models_that_read_bgr():

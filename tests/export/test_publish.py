@@ -17,6 +17,7 @@ from d2_pixcontrast.engine import SemSegCheckpointer, load_cfg, load_inference_m
 from d2_pixcontrast.engine.weights_file import file_sha256
 from d2_pixcontrast.export import publish
 from d2_pixcontrast.export.__main__ import main
+from d2_pixcontrast.export.model_card import _losses
 
 EVALUATION = {"mIoU": 12.345, "pACC": 50.0, "IoU-disc": 20.5, "ACC-disc": 30.0}
 
@@ -37,6 +38,7 @@ def run(small_cfg, tmp_path):
     folder.mkdir()
     checkpointer.save("model_0000049", iteration=49)
     checkpointer.save("model_final", iteration=59)
+    checkpointer.save("model_best", iteration=60)
     return small_cfg, folder / "model_final.pth"
 
 
@@ -125,6 +127,24 @@ def test_a_memory_that_the_network_reads_stays(small_cfg, tmp_path):
     assert torch.equal(shared.sem_seg_head.aggregation.memory.entries, memory.entries)
     image = random_image((50, 70))
     assert torch.equal(eager(shared, image), eager(model.eval(), image))
+    card = published.card.read_text()
+    assert card.startswith("# DeepLabV3PlusDecoder with a dataset-level memory, ")
+    assert "| Memory | 1 entry of 16 channels for each class (MCIBI) |" in card
+
+
+def test_the_card_names_all_losses(run, tmp_path):
+    cfg, checkpoint = run
+    cfg.MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS = [1.0] * 8
+    cfg.MODEL.SEM_SEG_HEAD.LOSS_TYPE = "hard_pixel_mining"
+    card = publish(cfg, str(checkpoint), tmp_path / "out").card.read_text()
+    losses = "hard pixel mining, classes weighted, auxiliary head on res5 (0.4), PixelContrast"
+    assert f"| Losses | {losses} |" in card and "Memory" not in card
+    small = load_cfg(str(CONFIGS / "quick_schedules" / "shapes_mcibi_instant_test.yaml"))
+    assert _losses(small) == [
+        "cross-entropy",
+        "stage 1 of the memory (0.4)",
+        "consistency of the memory (1)",
+    ]
 
 
 def test_the_card_names_plugins_that_the_config_may_need(run, tmp_path, monkeypatch):
@@ -175,20 +195,24 @@ def test_the_card_of_public_data_sets_no_folder(run, tmp_path):
 
 @pytest.mark.parametrize(
     "weights, schedule",
-    [("model_final.pth", "60 iterations"), ("model_0000049.pth", "iteration 50 of 60")],
+    [
+        ("model_final.pth", "| 60 iterations, batches"),
+        ("model_best.pth", "| 60 iterations, batches"),
+        ("model_0000049.pth", "| checkpoint of iteration 50 of 60, batches"),
+    ],
 )
 def test_the_card_says_how_far_the_training_was(run, tmp_path, weights, schedule):
     cfg, checkpoint = run
     published = publish(cfg, str(checkpoint.with_name(weights)), tmp_path / "out")
     (line,) = (x for x in published.card.read_text().splitlines() if x.startswith("| Schedule"))
-    assert schedule in line and ("checkpoint" in line) == (weights != "model_final.pth")
+    assert schedule in line
 
 
 @pytest.mark.parametrize(
     "key, value, named",
     [
-        ("SOLVER.BASE_LR", 0.5, "SOLVER"),
-        ("DATASETS.TRAIN", ("camvid_sem_seg_train",), "DATASETS"),
+        ("SOLVER.BASE_LR", 0.5, "SOLVER.BASE_LR"),
+        ("DATASETS.TRAIN", ("camvid_sem_seg_train",), "DATASETS.TRAIN"),
         ("SEED", 77, "SEED"),
         ("MODEL.WEIGHTS", "model_best.pth", "MODEL.WEIGHTS"),
         ("OUTPUT_DIR", "elsewhere", None),
@@ -202,7 +226,50 @@ def test_another_config_than_the_runs_is_told(run, tmp_path, caplog, key, value,
     publish(cfg, str(checkpoint), tmp_path / "out")
     messages = [r.getMessage() for r in caplog.records if str(own) in r.getMessage()]
     assert len(messages) == (named is not None)
-    assert not messages or f"wrong: {named} of the given config" in messages[0]
+    assert not messages or f"wrong: {named} of the given config is not" in messages[0]
+
+
+def test_keys_of_another_version_are_no_other_config(run, tmp_path, caplog):
+    cfg, checkpoint = run
+    own = yaml.safe_load(cfg.dump())
+    del own["SOLVER"]["POLY_LR_END"]
+    own["SOLVER"]["OF_OLD"] = 1
+    checkpoint.with_name("config.yaml").write_text(yaml.safe_dump(own))
+    publish(cfg, str(checkpoint), tmp_path / "out")
+    assert not [r for r in caplog.records if "may be wrong" in r.getMessage()]
+
+
+def test_files_of_the_run_are_not_overwritten(run, tmp_path):
+    cfg, checkpoint = run
+    own = checkpoint.with_name("config.yaml")
+    own.write_text(cfg.dump())
+    with pytest.raises(ValueError, match=r"run holds a config\.yaml .*run/published"):
+        publish(cfg, str(checkpoint), checkpoint.parent)
+    assert own.read_text() == cfg.dump()
+    publish(cfg, str(checkpoint), checkpoint.parent / "published")
+    publish(cfg, str(checkpoint), checkpoint.parent / "published")  # once more
+    (tmp_path / "README.md").touch()
+    with pytest.raises(ValueError, match=r"holds a README\.md"):
+        publish(cfg, str(checkpoint), tmp_path)
+
+
+def test_colours_of_a_file_of_classes_stay(run, tmp_path):
+    """Elsewhere there is no such file."""
+    cfg, checkpoint = run
+    name = "classes_of_a_file"
+    (tmp_path / "classes.txt").write_text("".join(f"c{i} {i} {2 * i} 9\n" for i in range(8)))
+    node = {"IMAGES": "a", "LABELS": "b", "CLASSES": str(tmp_path / "classes.txt")}
+    path = tmp_path / "mine.yaml"
+    content = yaml.safe_load(cfg.dump())
+    content["DATASETS"] = {"SEM_SEG_FOLDERS": {name: node}, "TRAIN": [name], "TEST": [name]}
+    path.write_text(yaml.safe_dump(content))
+    try:
+        published = publish(load_cfg(str(path)), str(checkpoint), tmp_path / "out")
+        MetadataCatalog.remove(name), DatasetCatalog.remove(name)
+        load_cfg(str(published.config))
+        assert MetadataCatalog.get(name).stuff_colors == [(i, 2 * i, 9) for i in range(8)]
+    finally:
+        MetadataCatalog.remove(name), DatasetCatalog.remove(name)
 
 
 def metrics(folder, *records):
@@ -275,7 +342,7 @@ def test_the_card_says_what_a_reader_asks(run, tmp_path):
         "mobilenetv2_035",
         "DeepLabV3PlusDecoder",
         "PixelContrast",
-        "60 iterations of 4 images",
+        "60 iterations, batches of 4 images",
         "crop 96x96",
         "GFLOPs at 96x96",
         f"torch {torch.__version__}",

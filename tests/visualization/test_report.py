@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from d2_pixcontrast.visualization import Embedding2D, RunResult, Sample, write_report
+from d2_pixcontrast.visualization.sections import _history
 from d2_pixcontrast.visualization.svg import Series, line_chart, ticks
 
 NAMES = ["background", "<disc> & ring"]
@@ -51,6 +52,14 @@ def make_run(name, miou, samples, seed):
         [np.where(s.label == 255, 0, s.label) for s in samples],
         Embedding2D(rng.rand(6, 2), np.repeat([0, 1], 3), 0.75, 0.125),
     )
+
+
+def test_the_last_evaluation_belongs_to_the_last_step():
+    (score,) = _history(make_run("x", 50.0, [], 0), "sem_seg/mIoU")
+    assert score == (40, 50.0)
+    run = make_run("x", 50.0, [], 0)
+    run.history[:2] = []
+    assert _history(run, "sem_seg/mIoU") == [(41, 50.0)]  # no step to tell by
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from d2_pixcontrast.visualization import project, sample_embeddings
-from d2_pixcontrast.visualization.pixel_sample import balanced_choice
+from d2_pixcontrast.visualization.pixel_sample import smallest_keys
 from d2_pixcontrast.visualization.tsne import class_cosines
 
 
@@ -88,12 +88,15 @@ def test_class_cosines_without_pairs():
     assert np.isnan(class_cosines(np.eye(3), np.array([0, 0, 0]))[1])
 
 
-def test_balanced_choice():
-    classes = np.array([0] * 50 + [1] * 3 + [255] * 9)
-    chosen = balanced_choice(classes, 3, per_class=10, seed=0)
-    assert len(set(chosen)) == len(chosen) == 13
-    assert np.bincount(classes[chosen]).tolist() == [10, 3]
-    assert np.array_equal(chosen, balanced_choice(classes, 3, per_class=10, seed=0))
+def test_smallest_keys_against_a_loop():
+    random = np.random.RandomState(0)
+    classes = random.choice([-1, 0, 1, 3, 255], 60, p=[0.1, 0.6, 0.05, 0.15, 0.1])
+    keys = random.random_sample(60)
+    expected = []
+    for c in range(4):
+        expected += sorted(np.flatnonzero(classes == c), key=lambda i: keys[i])[:10]
+    assert smallest_keys(classes, keys, 4, per_class=10).tolist() == expected
+    assert smallest_keys(classes[:0], keys[:0], 4, per_class=10).tolist() == []
 
 
 class Strided(torch.nn.Module):
@@ -126,3 +129,34 @@ def test_embeddings_are_those_of_their_labels():
     assert np.array_equal(sample.embeddings, np.tile(sample.classes[:, None], (1, 3)))
     assert len(sample.classes) == 4 * 9 + 3 * 3
     assert not model.sem_seg_head.predictor._forward_pre_hooks and not model.training
+
+
+def position_batches():
+    """Eight images whose channels are their number and the pixel's place in them."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(24), indexing="ij")
+    for number in range(8):
+        label = torch.randint(4, (32, 24), generator=generator)
+        image = torch.stack([torch.full((32, 24), number), rows, columns]).to(torch.uint8)
+        yield [{"image": image, "label": label}]
+
+
+def test_pixels_are_drawn_evenly_from_all_images():
+    options = {"num_classes": 3, "per_class": 40}
+    sample = sample_embeddings(Strided(), position_batches(), **options)
+    assert np.bincount(sample.classes).tolist() == [40, 40, 40]
+    assert len(np.unique(sample.embeddings, axis=0)) == 120
+    labels = [batch[0]["label"] for batch in position_batches()]
+    for (number, row, column), c in zip(sample.embeddings.astype(int), sample.classes, strict=True):
+        assert labels[number][row, column] == c
+    # 15 of each image on average
+    assert np.bincount(sample.embeddings[:, 0].astype(int), minlength=8).min() >= 5
+    again = sample_embeddings(Strided(), position_batches(), **options)
+    assert np.array_equal(again.embeddings, sample.embeddings)
+    other = sample_embeddings(Strided(), position_batches(), seed=1, **options)
+    assert not np.array_equal(other.embeddings, sample.embeddings)
+
+
+def test_without_an_image_there_is_nothing_to_take():
+    with pytest.raises(ValueError, match="no image"):
+        sample_embeddings(Strided(), [], num_classes=3)
