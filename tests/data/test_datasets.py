@@ -258,7 +258,7 @@ def own_datasets(monkeypatch, *classes, dicts=None):
         DatasetCatalog.register(names[-1], lambda: dicts or [{"file_name": __file__}])
         MetadataCatalog.get(names[-1]).set(stuff_classes=names_of_ids, ignore_label=255)
     if dicts is None:
-        monkeypatch.setattr(check, "_check_first_files", lambda *_: None)
+        monkeypatch.setattr(check, "check_first_files", lambda *_: None)
     return names
 
 
