@@ -59,8 +59,7 @@ def _block_attention(self: SwinTransformerBlock, x: torch.Tensor) -> torch.Tenso
     (window_height, window_width), (shift_y, shift_x) = self.window_size, self.shift_size
     shifted = any(self.shift_size)
     if shifted:
-        x = x.index_select(1, (torch.arange(height) + shift_y) % height)
-        x = x.index_select(2, (torch.arange(width) + shift_x) % width)
+        x = x.index_select(1, _rolled(height, shift_y)).index_select(2, _rolled(width, shift_x))
     windows = _windows(x, self.window_size)
     count = windows.shape[0], windows.shape[1], windows.shape[3]
     tokens = windows.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(0, 2)
@@ -76,9 +75,17 @@ def _block_attention(self: SwinTransformerBlock, x: torch.Tensor) -> torch.Tenso
     windows = windows.permute(0, 1, 3, 2, 4, 5)
     rows, columns = torch.arange(height), torch.arange(width)
     if shifted:
-        rows, columns = (rows - shift_y) % height, (columns - shift_x) % width
+        rows, columns = _rolled(height, -shift_y), _rolled(width, -shift_x)
     x = windows[:, rows // window_height, rows % window_height]
     return x[:, :, columns // window_width, columns % window_width]
+
+
+def _rolled(side: int, shift: int) -> torch.Tensor:
+    """(side,) places from ``shift`` on, once around. ONNX has no remainder of an unknown size."""
+    places = torch.arange(side) + shift
+    if shift < 0:
+        return torch.where(places < 0, places + side, places)
+    return torch.where(places >= side, places - side, places)
 
 
 def _regions(count: int, length: int, shift: int) -> torch.Tensor:

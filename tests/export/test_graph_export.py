@@ -15,6 +15,7 @@ from d2_pixcontrast.export.__main__ import main
 from d2_pixcontrast.export.command import compare
 from d2_pixcontrast.export.cost import count_flops
 from d2_pixcontrast.export.graph import smallest_side
+from d2_pixcontrast.export.onnx_file import run_onnx
 from d2_pixcontrast.export.swin import windows_by_index
 from d2_pixcontrast.modeling import DECODER_REGISTRY
 
@@ -142,7 +143,7 @@ def small_swin(monkeypatch):
     return network(network_cfg("UPerDecoder", **options))
 
 
-def test_swin_is_exported_for_images_above_a_window(small_swin):
+def test_swin_is_exported_for_images_above_a_window(small_swin, tmp_path):
     graph = InferenceGraph(small_swin)
     assert smallest_side(graph) == 32 * 7 + 1
     program = trace(graph)  # with timm's views it would not come to an end
@@ -151,6 +152,11 @@ def test_swin_is_exported_for_images_above_a_window(small_swin):
             image = random_image(size)
             found = program.module()(image.unsqueeze(0)).squeeze(0)
             torch.testing.assert_close(found, eager(small_swin, image))
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra: export)")
+    write_onnx(program, tmp_path / "model.onnx", ["a"], "")
+    found = run_onnx(tmp_path / "model.onnx", image.unsqueeze(0)).squeeze(0)
+    torch.testing.assert_close(found, eager(small_swin, image), atol=1e-4, rtol=0)
 
 
 def test_windows_by_index_are_those_of_timm(small_swin):
