@@ -1,5 +1,7 @@
 """Every configuration key that this project adds to detectron2's, with its default."""
 
+from collections.abc import Iterator
+
 from .compat import CfgNode as CN
 from .compat import add_deeplab_config, get_cfg
 
@@ -52,6 +54,15 @@ def _put_back(cfg: CN, before: CN) -> None:
             raise ValueError(f"{key} is {value!r} in this config, and a node of keys here")
         else:
             cfg[key] = value
+
+
+def flat_items(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of a config, or of what YAML makes of one."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def inference_config(cfg: CN) -> CN:

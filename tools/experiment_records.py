@@ -6,6 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+from d2_pixcontrast.config import flat_items
 from d2_pixcontrast.engine import load_cfg
 from d2_pixcontrast.engine.checkpoint_files import write_atomically
 
@@ -77,7 +78,9 @@ def lock(folder: Path):
 @cache
 def recipe(config: str, opts: tuple[str, ...]) -> dict[str, object]:
     """All keys of a config that a result depends on, with their values as JSON holds them."""
-    flat = {key: value for key, value in _flat(load_cfg(config, list(opts))) if key not in FREE}
+    flat = {
+        key: value for key, value in flat_items(load_cfg(config, list(opts))) if key not in FREE
+    }
     return json.loads(json.dumps(flat))
 
 
@@ -97,11 +100,3 @@ def _require_same(where: Path, then: dict, now: dict) -> None:
             f"{where} was trained with {', '.join(keys)}{more}: give the grid other RESULTS and "
             "OUTPUT folders, or remove both the kept file and the run's folder"
         )
-
-
-def _flat(node: dict, prefix: str = ""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -9,8 +9,6 @@ __all__ = ["damaged_chunk", "first_rows", "has_exif"]
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SIGNATURE = len(_MAGIC)  # bytes in front of the first chunk
 _BLOCK = 0xFFFF  # bytes that an uncompressed block holds at most
-
-
 _ORIENTED = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of text chunks
 
 

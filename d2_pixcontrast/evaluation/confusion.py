@@ -55,8 +55,8 @@ class ConfusionCounter:
             raise ValueError(
                 f"{unknown} pixels have a label or a prediction outside the {self.num_classes} "
                 f"classes 0..{self.num_classes - 1} (labels may also be the ignore value "
-                f"{self.ignore_value}); predictions are where scores are NaN, as those of weights "
-                "that have become NaN"
+                f"{self.ignore_value}); a pixel has no prediction where scores are NaN, as with "
+                "weights that have become NaN"
             )
         return self.counts[:-2].view(self.num_classes, self.num_classes)
 

@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from safetensors.torch import save as safetensors_bytes
 
 from ..compat import CfgNode
-from ..config import inference_config
+from ..config import flat_items, inference_config
 from ..engine.inference import load_inference_model
 from ..engine.weights_file import read_weights_file
 from .cost import network_cost
@@ -148,7 +148,8 @@ def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
     try:
         with open(run_config, encoding="utf-8") as file:
             theirs = yaml.safe_load(file)
-        ours, theirs = _flat(yaml.safe_load(cfg.dump())), _flat(theirs)
+        ours = dict(flat_items(yaml.safe_load(cfg.dump())))
+        theirs = dict(flat_items(theirs))
         # Keys that only one of the two has are those of another version.
         other = [key for key, value in ours.items() if theirs.get(key, value) != value]
         other = [key for key in other if key.startswith(_TOLD)]
@@ -165,15 +166,6 @@ def _warn_of_another_config(cfg: CfgNode, run_config: Path) -> None:
 
 def _are(keys: list[str]) -> str:
     return "is not that" if len(keys) == 1 else "are not those"
-
-
-def _flat(node: dict, prefix: str = "") -> dict:
-    """Values by their dotted keys."""
-    flat = {}
-    for key, value in node.items():
-        nested = isinstance(value, dict)
-        flat.update(_flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return flat
 
 
 def _image_size(cfg: CfgNode) -> tuple[int, int]:
