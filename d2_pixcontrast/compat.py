@@ -52,7 +52,9 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
         ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port.
     """
     if num_machines > 1 and dist_url == "auto":
-        raise ValueError("--dist-url auto works on one machine; give tcp://HOST:PORT of machine 0")
+        raise ValueError(
+            "several machines need --dist-url tcp://HOST:PORT of machine 0 (auto is for one)"
+        )
     world_size = num_gpus * num_machines
     if torch.device(device).type == "cuda" or world_size == 1:
         return engine.launch(main, num_gpus, num_machines, machine_rank, dist_url, args)

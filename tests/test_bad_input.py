@@ -26,8 +26,8 @@ from d2_pixcontrast.data import build_test_loader, build_train_loader, check_dat
 from d2_pixcontrast.data.labels import DataError, read_image, read_label
 from d2_pixcontrast.data.resample import resize_shortest_edge
 from d2_pixcontrast.engine import Trainer, evaluate, load_cfg, make_output_dir, setup_cfg
+from d2_pixcontrast.engine.hints import training_hints
 from d2_pixcontrast.engine.inference import load_inference_model
-from d2_pixcontrast.engine.setup import training_hints
 from d2_pixcontrast.modeling import TERM_REGISTRY, Term, build_model
 from d2_pixcontrast.solver import build_lr_scheduler, build_optimizer
 
@@ -391,6 +391,11 @@ def road(cfg):
         ([HEAD + "NAME", "X"], r"HEAD.NAME \(or WRAPPED\) is 'X'; known are"),
         ([HEAD + "NORM", "X"], "HEAD.NORM is 'X'; known are"),
         (
+            [*("MODEL.PIXEL_CONTRAST.PROJECTOR.NORM", "GN")]
+            + ["MODEL.PIXEL_CONTRAST.IN_FEATURES", "['res2']"],
+            r"PIXEL_CONTRAST.PROJECTOR.NORM is 'GN', whose 32 groups .*num_channels",
+        ),
+        (
             [HEAD + "NAME", "SemSegFPNHead"],
             "SemSegFPNHead runs no terms; set NAME ContrastWrapperHead and WRAPPED SemSegFPNHead",
         ),
@@ -459,15 +464,36 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_they_start(tm
         ([], 1, []),
         ([], 4, ["one image, and PixelContrast on those of a process: nothing is contrasted"]),
         (["MODEL.PIXEL_CONTRAST.MEMORY.ENABLED", "True"], 4, []),
-        ([HEAD + "TERMS", "['Contextrast', 'MultiScaleContrast']"], 4, ["and Contextrast and M"]),
+        (
+            [HEAD + "TERMS", "['Contextrast', 'MultiScaleContrast', 'PixelContrast']"],
+            4,
+            ["and Contextrast and MultiScaleContrast and P"],
+        ),
         (
             [HEAD + "TERMS", "['Contextrast']", "MODEL.CONTEXTRAST.ANCHORS.ALL_RANKS", "True"],
             4,
-            [],
+            ["^MODEL.PIXEL_CONTRAST.IN_FEATURES, .*does not name PixelContrast"],
         ),
         (["INPUT.MIN_SIZE_TRAIN", "(512,)"], 1, [r"MIN_SIZE_TRAIN \(512,\) is not used"]),
         (["SOLVER.STEPS", "(30,)"], 1, [r"SOLVER.STEPS \(30,\) is not used"]),
         (["SOLVER.STEPS", "(30,)", "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"], 1, []),
+        (
+            ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"],
+            1,
+            ["SAMPLER_TRAIN Rep.*used"],
+        ),
+        (["TEST.AUG.MIN_SIZES", "(400,)"], 1, [r"\(400,\) is not used: .*TEST.AUG.SCALES \[0.75"]),
+        (["MODEL.BACKBONE.FREEZE_AT", "5"], 1, ["FREEZE_AT 5 is not used: all layers of a timm"]),
+        (["MODEL.BACKBONE.FREEZE_AT", "0"], 1, []),
+        (
+            ["MODEL.CONTEXTRAST.LOSS_WEIGHT", "0.3", "MODEL.DATASET_MEMORY.CHANNELS", "64"],
+            1,
+            [
+                "^MODEL.CONTEXTRAST.LOSS_WEIGHT: not used, since .*TERMS does not name Contextrast",
+                "^MODEL.DATASET_MEMORY.CHANNELS: not used, since .*ENABLED is False",
+            ],
+        ),
+        (["MODEL.PIXEL_CONTRAST.MEMORY.PIXEL_SIZE", "64"], 1, ["MEMORY.PIXEL_SIZE: .*is False"]),
     ],
 )
 def test_what_training_does_otherwise_than_one_may_think_is_told(options, processes, hints):

@@ -57,7 +57,7 @@ def test_both_start_from_the_same_network_and_data(tmp_path):
         assert one["image"].equal(other["image"]) and one["sem_seg"].equal(other["sem_seg"])
 
 
-def test_what_would_fail_in_the_end_is_refused_in_the_beginning(monkeypatch, capsys):
+def test_what_would_fail_in_the_end_is_refused_in_the_beginning(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         demo.main(["--seed", "-1"])
     assert "--seed: has to be at least 0" in capsys.readouterr().err
@@ -65,6 +65,13 @@ def test_what_would_fail_in_the_end_is_refused_in_the_beginning(monkeypatch, cap
     monkeypatch.setattr(demo, "train", None)
     with pytest.raises(SystemExit, match="t-SNE needs scikit-learn"):
         demo.main([])
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="demo: OUTPUT_DIR .*file/baseline' cannot be made"):
+        demo.main(["--output", str(tmp_path / "file")])
+    monkeypatch.setenv("PIXCONTRAST_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SystemExit, match="demo: .*PIXCONTRAST_CACHE"):
+        demo.main(["--output", str(tmp_path / "demo")])
 
 
 def test_iterations_must_be_positive():

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..compat import CfgNode
-from ..engine import setup_cfg
+from ..engine import make_output_dir, setup_cfg
 from ..visualization.tsne import scikit_learn
 from .page import write_page
 from .progress import Progress, say
@@ -32,7 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
     except ImportError as error:
         sys.exit(f"python -m d2_pixcontrast.demo: {error}")
     output = Path(args.output)
-    configs = {name: _config(output / name, file, args) for name, (_, file) in RUNS.items()}
+    try:
+        configs = {name: _config(output / name, file, args) for name, (_, file) in RUNS.items()}
+        for cfg in configs.values():
+            make_output_dir(cfg)
+    except (ValueError, OSError) as error:
+        sys.exit(f"python -m d2_pixcontrast.demo: {error}")
     progress = Progress({name: cfg.SOLVER.MAX_ITER for name, cfg in configs.items()})
     finished = []
     for name, cfg in configs.items():

@@ -69,8 +69,14 @@ def train(cfg: CfgNode, name: str, hook: HookBase) -> Finished:
         hook: one more hook for the training.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    (folder / "metrics.json").unlink(missing_ok=True)  # detectron2 would append to it
-    (folder / "config.yaml").write_text(cfg.dump())
+    for pattern in (
+        "config.yaml",
+        "metrics.json",
+        "model_*.pth",
+        "last_checkpoint",
+    ):  # a demo before this one
+        for path in folder.glob(pattern):
+            path.unlink()
     trainer = Trainer(cfg)
     trainer.register_hooks([hook])
     trainer.resume_or_load(resume=False)

@@ -29,10 +29,13 @@ _OTHER_GROUPS = (
     "config; resume with the values of the run; in runs from before norms and biases decayed like "
     "the rest, these are SOLVER.WEIGHT_DECAY_NORM 0.0 SOLVER.WEIGHT_DECAY_BIAS 0.0"
 )
+_FROM_ITS_WEIGHTS = (
+    "start from its weights: append MODEL.WEIGHTS with this file and another OUTPUT_DIR, without "
+    "--resume"
+)
 _OTHER_PARAMETERS = (
     "its optimiser has other parameters than this config's model, or groups them otherwise; resume "
-    "with the run's TERMS, DECODER, AUX and SOLVER.WEIGHT_DECAY_*, or start from its weights: "
-    "append MODEL.WEIGHTS with this file and another OUTPUT_DIR, without --resume"
+    "with the run's TERMS, DECODER, AUX and SOLVER.WEIGHT_DECAY_*, or " + _FROM_ITS_WEIGHTS
 )
 # By what torch says of it; the second text is part of the first.
 _OPTIMISER_MISFITS = {
@@ -86,6 +89,7 @@ class SemSegCheckpointer(DetectionCheckpointer):
             raise ValueError(f"SOLVER.CHECKPOINTS_TO_KEEP is {checkpoints_to_keep}; 0 = all")
         self.strict = strict
         self.checkpoints_to_keep = checkpoints_to_keep
+        self._resuming = False
 
     def save(self, name: str, tag: bool = True, **kwargs) -> None:
         """Write ``<name>.pth`` beside its place and rename it: no half file ever has the name.
@@ -199,13 +203,16 @@ class SemSegCheckpointer(DetectionCheckpointer):
                 self._refuse_backbone_alone(path)
                 return {}
         self._path_in_errors = path
+        self._resuming = checkpointables is None and bool(self.checkpointables)
         try:
             return super().load(path, checkpointables)
         except ValueError as error:
             for text, way_out in _OPTIMISER_MISFITS.items():
                 if text in str(error):
                     raise ValueError(f"{path}: {way_out} ({error})") from error
-            raise
+            if path in str(error):
+                raise
+            raise ValueError(f"{path}: {error}") from error
 
     def _local_path(self, path: str) -> str:
         try:
@@ -240,6 +247,16 @@ class SemSegCheckpointer(DetectionCheckpointer):
         missing = [key for key in incompatible.missing_keys if key not in shapes]
         if self.strict and (missing or shapes):
             self._misfit(missing, incompatible.incorrect_shapes)
+        if self._resuming:
+            # Memories may change their size within a run: they fill again. Parameters would begin
+            # anew with the optimiser's state of others.
+            trained = {name.removeprefix("module.") for name, _ in self.model.named_parameters()}
+            missing = [key for key in missing if key.removeprefix("module.") in trained]
+            others = [
+                s for s in incompatible.incorrect_shapes if s[0].removeprefix("module.") in trained
+            ]
+            if missing or others:
+                self._misfit(missing, others)
         if len(missing) + len(shapes) == len(self.model.state_dict()):
             self._misfit(missing, incompatible.incorrect_shapes)
         return incompatible
@@ -258,6 +275,8 @@ class SemSegCheckpointer(DetectionCheckpointer):
         config = os.path.join(os.path.dirname(self._path_in_errors), "config.yaml")
         if os.path.isfile(config):
             text += f"; it was probably trained with {config}"
+        if self._resuming:
+            text += f". Resume with the run's config, or {_FROM_ITS_WEIGHTS}"
         raise ValueError(text)
 
     def _refuse_backbone_alone(self, path: str) -> None:

@@ -26,11 +26,20 @@ def write_atomically(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save's zip writer raises RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        reason = _system_error(error) or str(error).splitlines()[0]
         raise OSError(f"{path} could not be written ({reason}); it is as it was before") from error
     finally:
         partial.unlink(missing_ok=True)
     _flush_folder(path.parent)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What the system said; the zip writer's own error comes while the system's is handled."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _flush_folder(folder: Path) -> None:

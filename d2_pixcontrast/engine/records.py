@@ -1,6 +1,5 @@
 """What a run records, such that a resumed run records the same as an uninterrupted one."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from .checkpoint_files import write_atomically
+from .run_folder import unused_name
 
 WINDOW = 20  # values that a record's median runs over, and iterations between two records
 
@@ -38,7 +38,7 @@ class MetricsWriter(EventWriter):
         if not self._path.exists():
             return
         if start_iter == 0:
-            self._path.rename(_unused_name(self._path))
+            self._path.rename(unused_name(self._path))
             return
         lines = self._path.read_text(errors="replace").splitlines()
         kept = [
@@ -109,12 +109,6 @@ class RecordsHook(HookBase):
 
     def load_state_dict(self, state: dict) -> None:
         self._state = state
-
-
-def _unused_name(path: Path) -> Path:
-    """``metrics.1.json`` beside ``metrics.json``, or the first number that is free."""
-    names = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
-    return next(name for name in names if not name.exists())
 
 
 def _iteration(line: str) -> int | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import traceback
 from pathlib import Path
@@ -32,6 +33,8 @@ from ..plugins import import_plugins
 from .checkpoint import SemSegCheckpointer
 from .checkpoint_files import write_atomically
 from .checkpoint_hooks import PREEMPTED
+from .hints import training_hints
+from .run_folder import CONFIG_FILE
 from .trainer import merge_results
 
 EXAMPLES = """
@@ -59,8 +62,14 @@ Train on two machines:
 
 
 def default_argument_parser(prog: str = "train_net.py") -> argparse.ArgumentParser:
-    """Detectron2's arguments, with examples of this project's use."""
-    return detectron2_argument_parser(epilog=EXAMPLES.format(prog=prog, preempted=PREEMPTED))
+    """Detectron2's arguments, with examples of this project's use.
+
+    ``--dist-url`` is "auto", any free port, where nothing else is said: detectron2's default is one
+    port per user, which two trainings on a machine cannot share.
+    """
+    parser = detectron2_argument_parser(epilog=EXAMPLES.format(prog=prog, preempted=PREEMPTED))
+    parser.set_defaults(dist_url="auto")
+    return parser
 
 
 def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
@@ -99,6 +108,8 @@ def load_cfg(config_file: str, opts: list[str] | None = None) -> CfgNode:
     except (KeyError, ValueError, AssertionError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"{config_file}: {with_way_out(cfg, _text(error))}") from error
     of_the_file = cfg.DETECTRON2_DEFAULTS
+    if flag := next((text for text in opts or [] if str(text).startswith("--")), None):
+        raise ValueError(f"{flag} has to stand before the KEY VALUE pairs")
     try:
         cfg.merge_from_list(opts or [])
     except (KeyError, ValueError, AssertionError, TypeError) as error:
@@ -127,18 +138,42 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         )
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
+    _check_processes(cfg.MODEL.DEVICE, args.num_gpus)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
         term_classes(cfg)  # which raises for unknown names
-        _check_batch(cfg.SOLVER.IMS_PER_BATCH, args.num_gpus * args.num_machines)
+        _check_batch(cfg, args.num_gpus * args.num_machines)
     cfg.freeze()
     return cfg
 
 
-def _check_batch(size: int, processes: int) -> None:
-    if size % processes:
+def _check_processes(device: str, processes: int) -> None:
+    if processes < 1:
+        raise ValueError(
+            f"--num-gpus is {processes}; it is the number of processes on this machine, 1 or more, "
+            "on the CPU too"
+        )
+    if not device.startswith("cuda"):
+        return
+    there = torch.cuda.device_count()
+    if processes > there:
+        raise ValueError(f"--num-gpus is {processes}, but torch sees {there} on this machine")
+    number = torch.device(device).index
+    if number is not None and number >= there:
+        raise ValueError(f"MODEL.DEVICE is {device!r}, but torch sees {there} GPUs, from cuda:0")
+
+
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    size, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference and size % reference:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {size}, which is no multiple of REFERENCE_WORLD_SIZE "
+            f"{reference}, the processes that it was written for"
+        )
+    # With a reference each process has as many images as it would have there.
+    if not reference and size % processes:
         fitting = [str(n) for n in range(1, size + 1) if size % n == 0]
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {size}, which {processes} processes cannot share evenly; "
@@ -166,11 +201,12 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     logger for this package beside detectron2's own. Other processes than the first one do not know
     the config's own datasets yet.
 
-    ``config.yaml`` is the training's: an evaluation writes its own to ``config_eval.yaml``.
+    ``config.yaml`` is the training's: an evaluation writes its own to ``config_eval.yaml``, and a
+    training its own when it has begun, or could be resumed (``Trainer.resume_or_load``).
     """
     import_plugins()
     register_folders_of(cfg)
-    with _training_config_kept(cfg.OUTPUT_DIR) if args.eval_only else contextlib.nullcontext():
+    with _training_config_kept(cfg.OUTPUT_DIR, args.eval_only):
         default_setup(cfg, args)
     logger = setup_logger(
         cfg.OUTPUT_DIR, comm.get_rank(), name="d2_pixcontrast", abbrev_name="d2_pixcontrast"
@@ -180,42 +216,15 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
             logger.warning(hint)
 
 
-def training_hints(cfg: CfgNode, processes: int) -> list[str]:
-    """What a config says that training does otherwise than one might think.
-
-    Raises:
-        ValueError: an unknown term, or one named twice.
-    """
-    hints = []
-    alone = [name for name, term in term_classes(cfg).items() if term.within_process(cfg)]
-    if alone and processes == cfg.SOLVER.IMS_PER_BATCH:
-        hints.append(
-            f"Each process trains on one image, and {' and '.join(alone)} on those of a process: "
-            "nothing is contrasted across images. SOLVER.IMS_PER_BATCH, PIXEL_CONTRAST.MEMORY "
-            "and CONTEXTRAST.ANCHORS.ALL_RANKS change that"
-        )
-    defaults = get_cfg()
-    if cfg.INPUT.MIN_SIZE_TRAIN != defaults.INPUT.MIN_SIZE_TRAIN:
-        hints.append(
-            f"INPUT.MIN_SIZE_TRAIN {tuple(cfg.INPUT.MIN_SIZE_TRAIN)} is not used: images are "
-            f"scaled by a factor of SCALE_RANGE {tuple(cfg.INPUT.SCALE_RANGE)} from their own "
-            "size, or from BASE_SHORT_EDGE"
-        )
-    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR" and cfg.SOLVER.STEPS != defaults.SOLVER.STEPS:
-        hints.append(
-            f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)} is not used by LR_SCHEDULER_NAME WarmupPolyLR"
-        )
-    return hints
-
-
 @contextlib.contextmanager
-def _training_config_kept(folder: str):
-    """Moves the ``config.yaml`` that is written meanwhile aside, and puts back the one before."""
-    path = Path(folder) / "config.yaml"
+def _training_config_kept(folder: str, eval_only: bool):
+    """Puts back the ``config.yaml`` that was there before; an evaluation's own is kept beside."""
+    path = Path(folder) / CONFIG_FILE
     before = path.read_bytes() if path.exists() else None
     yield
     if comm.is_main_process():
-        path.replace(path.with_name("config_eval.yaml"))
+        if eval_only:
+            path.replace(path.with_name("config_eval.yaml"))
         if before is not None:
             write_atomically(path, lambda file: file.write(before))
 
@@ -228,6 +237,8 @@ def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
     FloatingPointError a loss that is not finite. A run that has lost one of its processes ends as
     well; that one says why. Anything else is a defect and passes.
     """
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addFilter(_without_traceback)
     try:
         yield
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
@@ -240,6 +251,17 @@ def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
         with contextlib.suppress(OSError), open(path, "w") as file:
             file.write(traceback.format_exc())
         raise SystemExit(f"{prog}: {text} [traceback in {path}]") from None
+    finally:
+        loop.removeFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """For detectron2's loop, which logs what :func:`one_line_errors` says in one line."""
+    if record.exc_info and issubclass(
+        record.exc_info[0], (ValueError, OSError, FloatingPointError)
+    ):
+        record.exc_info = None
+    return True
 
 
 def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:

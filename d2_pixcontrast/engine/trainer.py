@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
@@ -23,6 +24,7 @@ from .checkpoint import SemSegCheckpointer
 from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, PreemptionHook
 from .hooks import TrainingProgressHook
 from .records import WINDOW, MetricsWriter, RecordsHook
+from .run_folder import changes, record_config, set_aside
 from .step import StepTrainer
 
 
@@ -37,6 +39,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg):
         # Not DefaultTrainer's constructor: its DDP set-up fails on CPU modules.
         TrainerBase.__init__(self)
+        self._configured = cfg
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         data_loader = self.build_train_loader(cfg)
@@ -65,16 +68,43 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load OUTPUT_DIR's last checkpoint with all states if ``resume``, else MODEL.WEIGHTS."""
-        if not resume and comm.is_main_process() and self.checkpointer.has_checkpoint():
-            logging.getLogger(__name__).warning(
-                f"{self.cfg.OUTPUT_DIR} holds the checkpoints of another training, which this one "
-                "overwrites; --resume goes on from them, and OUTPUT_DIR names another folder"
-            )
+        """Load OUTPUT_DIR's last checkpoint with all states if ``resume``, else MODEL.WEIGHTS.
+
+        From then on OUTPUT_DIR is this training's: its config is written there, and the files of
+        another training, if it is not resumed, are moved into ``previous.<n>``.
+        """
         super().resume_or_load(resume=resume)
         self.data_loader.start_iter = self.start_iter
+        logger = logging.getLogger(__name__)
         if self.start_iter:
-            logging.getLogger(__name__).info(f"Resuming at iteration {self.start_iter}")
+            logger.info(f"Resuming at iteration {self.start_iter}")
+        elif resume:
+            logger.warning(
+                f"--resume: {self.cfg.OUTPUT_DIR} holds no checkpoint; the training starts from "
+                "MODEL.WEIGHTS"
+            )
+        comm.synchronize()  # MODEL.WEIGHTS may be among the files that are moved
+        if comm.is_main_process() and os.path.isdir(self.cfg.OUTPUT_DIR):
+            self._take_over(Path(self.cfg.OUTPUT_DIR))
+
+    def _take_over(self, folder: Path) -> None:
+        logger = logging.getLogger(__name__)
+        cfg = self._configured.clone()
+        if cfg.SEED >= 0:
+            cfg.defrost()
+            cfg.SEED = self.seed  # a resumed run's own
+        if self.start_iter:
+            told = {*self._schedule(), "SOLVER.AMP.ENABLED", "SOLVER.AMP.DTYPE"}
+            for key, before, now in changes(folder, cfg):
+                if key not in told:
+                    logger.warning(f"Resuming with {key} {now}, before {before}")
+        elif self.checkpointer.has_checkpoint():
+            aside = set_aside(folder)
+            logger.warning(
+                f"{folder} held another training, whose files are in {aside} now; --resume would "
+                "have gone on from it"
+            )
+        record_config(folder, cfg)
 
     def run_step(self) -> None:
         super().run_step()
@@ -139,6 +169,14 @@ class Trainer(DefaultTrainer):
         }
 
     def load_state_dict(self, state: dict) -> None:
+        solver, saved = self.cfg.SOLVER, state.get("schedule", {})
+        optimizer = saved.get("SOLVER.OPTIMIZER", solver.OPTIMIZER)
+        if optimizer != solver.OPTIMIZER:
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {solver.OPTIMIZER}, but it was written with {optimizer}, "
+                "whose state fits no other; resume with that, or start from its weights: append "
+                "MODEL.WEIGHTS with this file and another OUTPUT_DIR, without --resume"
+            )
         configured = [
             {key: value for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
@@ -146,9 +184,13 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state)
         self._trainer.load_state_dict(state["_trainer"])
         self._set_groups(configured)
+        if 0 <= self.cfg.SEED != state["seed"]:
+            logging.getLogger(__name__).warning(
+                f"Resuming with SEED {state['seed']}, the run's own; {self.cfg.SEED} is not used"
+            )
         self.seed = self.data_loader.seed = self._progress_hook.seed = state["seed"]
         for key, now in self._schedule().items():
-            before = state.get("schedule", {}).get(key, now)
+            before = saved.get(key, now)
             if before != now:
                 logging.getLogger(__name__).warning(f"Resuming with {key} {now}, before {before}")
 
@@ -164,9 +206,10 @@ class Trainer(DefaultTrainer):
                 group["lr"] = lr
 
     def _schedule(self) -> dict:
-        """What a resumed run may change, and is told of."""
+        """What a resumed run is told of if it changes; all but the optimiser may."""
         solver = self.cfg.SOLVER
         return {
+            "SOLVER.OPTIMIZER": solver.OPTIMIZER,
             "SOLVER.MAX_ITER": solver.MAX_ITER,
             "SOLVER.IMS_PER_BATCH": solver.IMS_PER_BATCH,
             "SOLVER.BASE_LR": solver.BASE_LR,

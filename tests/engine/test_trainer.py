@@ -68,18 +68,6 @@ def test_detectron2s_deeplab_resnet(small_cfg):
     assert logits.shape == (1, 8, 64, 96)
 
 
-@pytest.mark.parametrize("before", [False, True])
-def test_a_training_over_another_one_is_warned_of(small_cfg, caplog, before):
-    folder = Path(small_cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True)
-    if before:
-        (folder / "last_checkpoint").write_text("model_0000001.pth")
-    training = Trainer(small_cfg)
-    with caplog.at_level(logging.WARNING):
-        training.resume_or_load(resume=False)
-    assert (f"{folder} holds the checkpoints of another training" in caplog.text) == before
-
-
 @pytest.fixture
 def interrupted_run(small_cfg):
     """The config of a training that has taken two of its four steps."""

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from ..labels import DataError
 from .shapes_drawing import SHAPES, VOID, draw
 from .spec import SemSegDataset
 
@@ -58,13 +59,22 @@ def prepare() -> str:
 
     Several processes may do so at the same time: each draws into a folder of its own, and the
     first to finish gives it the final name.
+
+    Raises:
+        DataError: the folder's parent cannot be written to.
     """
     folder = os.path.join(_cache_folder(), f"shapes_v{VERSION}")
     if os.path.isdir(folder):
         return folder
-    os.makedirs(_cache_folder(), exist_ok=True)
+    try:
+        os.makedirs(_cache_folder(), exist_ok=True)
+        draft = tempfile.mkdtemp(prefix="shapes_", dir=_cache_folder())
+    except OSError as error:
+        raise DataError(
+            f"the shapes cannot be drawn into {folder} ({error.strerror}); the environment "
+            "variable PIXCONTRAST_CACHE names another folder"
+        ) from error
     logging.getLogger(__name__).info("Drawing the synthetic dataset into %s", folder)
-    draft = tempfile.mkdtemp(prefix="shapes_", dir=_cache_folder())
     try:
         os.chmod(draft, 0o755)
         for number, (split, count) in enumerate(SPLITS.items()):

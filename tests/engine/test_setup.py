@@ -1,0 +1,89 @@
+"""What the command line says about processes and flags, and how errors of a training are told."""
+
+import argparse
+import io
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import INSTANT_TEST
+
+from d2_pixcontrast.engine import (
+    default_argument_parser,
+    make_output_dir,
+    one_line_errors,
+    setup_cfg,
+)
+
+
+def arguments(*opts, num_gpus=1):
+    return argparse.Namespace(
+        config_file=str(INSTANT_TEST),
+        opts=list(opts),
+        eval_only=False,
+        num_gpus=num_gpus,
+        num_machines=1,
+    )
+
+
+@pytest.mark.parametrize(
+    "device, processes, message",
+    [
+        ("cpu", 0, "--num-gpus is 0; it is the number of processes"),
+        ("cpu", -1, "--num-gpus is -1"),
+        ("cuda", 4, "--num-gpus is 4, but torch sees 2"),
+        ("cuda:2", 1, "MODEL.DEVICE is 'cuda:2', but torch sees 2 GPUs"),
+        ("cpu", 4, None),
+        ("cuda:1", 1, None),
+        ("cuda", 2, None),
+    ],
+)
+def test_as_many_processes_as_gpus(monkeypatch, device, processes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = arguments("MODEL.DEVICE", device, num_gpus=processes)
+    if message is None:
+        setup_cfg(args)
+        return
+    with pytest.raises(ValueError, match=message):
+        setup_cfg(args)
+
+
+def test_a_flag_behind_the_pairs_is_no_key():
+    with pytest.raises(ValueError, match="--eval-only has to stand before the KEY VALUE pairs"):
+        setup_cfg(arguments("MODEL.WEIGHTS", "x.pth", "--eval-only"))
+
+
+def test_two_trainings_on_a_machine_do_not_share_a_port():
+    assert default_argument_parser().parse_args([]).dist_url == "auto"
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), OSError("full"), FloatingPointError("NaN")])
+def test_the_loop_logs_no_traceback_of_what_ends_in_one_line(small_cfg, error):
+    """As detectron2's loop does it; what is a defect, and what is logged elsewhere, keeps its."""
+
+    def fail(error):
+        try:
+            raise error
+        except Exception:
+            logger.exception("Exception during training:")
+            raise
+
+    make_output_dir(small_cfg)
+    logger, text = logging.getLogger("detectron2.engine.train_loop"), io.StringIO()
+    handler = logging.StreamHandler(text)
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(SystemExit, match=str(error)), one_line_errors(small_cfg):
+            fail(error)
+        assert text.getvalue() == "Exception during training:\n"
+        assert "Traceback" in (Path(small_cfg.OUTPUT_DIR) / "traceback_rank0.txt").read_text()
+        with pytest.raises(KeyError), one_line_errors(small_cfg):
+            fail(KeyError("a defect"))
+        assert text.getvalue().count("Traceback") == 1
+        with pytest.raises(type(error)):
+            fail(error)
+        assert text.getvalue().count("Traceback") == 2
+    finally:
+        logger.removeHandler(handler)
