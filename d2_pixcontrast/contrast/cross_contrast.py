@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .losses import ContrastLoss
+from .losses import ContrastLoss, nothing_to_contrast
 from .streaming_loss import EMPTY
 
 # Numbers in a temporary: what stays near a CPU's caches; more on a GPU, where launches cost.
@@ -59,6 +59,8 @@ def cross_contrast_loss(
     """
     itself = others is None
     others = anchors if itself else others
+    if not len(anchors.rows) or not len(others.rows):
+        return nothing_to_contrast(anchors.rows, others.rows)
     if budget is None:
         budget = _CPU_BUDGET if anchors.rows.device.type == "cpu" else _GPU_BUDGET
     there = others.weight > 0

@@ -97,6 +97,8 @@ def pixel_contrast_loss(
             modes = f"{mining.mode!r} and {mining.of_positives().mode!r}"
             raise ValueError(f"the mining modes {modes} draw, which needs row_keys")
         row_keys = torch.zeros_like(labels)
+    if not len(anchors):
+        return nothing_to_contrast(anchors, *([] if extra is None else [extra.rows]))
     parts = []
     with torch.autocast(anchors.device.type, enabled=False):
         if bank is None or with_batch:
@@ -112,6 +114,13 @@ def pixel_contrast_loss(
             sums = [sum(values) for values in zip(*(part.similarities() for part in parts))]
     pos_sim, neg_sim = (sums[i] / sums[i + 1].clamp(min=1) for i in (0, 2))
     return ContrastLoss(loss * (temperature / base_temperature), num_anchors, pos_sim, neg_sim)
+
+
+def nothing_to_contrast(*sets: torch.Tensor) -> ContrastLoss:
+    """The result without an anchor: 0, connected to the graph of each of these (N, D) rows."""
+    loss = sum(rows[:0].sum() for rows in sets)  # no product with 0, which NaN would pass
+    zero = loss.detach()
+    return ContrastLoss(loss, zero.long(), zero, zero)
 
 
 def _mean_over_anchors(parts, log_negatives):

@@ -104,6 +104,16 @@ def test_nothing_to_contrast_is_zero_and_connected(case):
         assert all(torch.isfinite(value) for value in result)
 
 
+@pytest.mark.parametrize("sizes", [(0, 5), (5, 0), (0, 0), (0, None)])
+def test_no_rows_at_all_are_zero_and_connected(sizes):
+    sets = [None if size is None else make(count=5) for size in sizes]
+    cut = [s and type(s)(*(part[:n] for part in s)) for s, n in zip(sets, sizes)]
+    result = cross_contrast_loss(*cut, num_classes=CLASSES)
+    assert [value.item() for value in result] == [0, 0, 0, 0]
+    rows = [s.rows for s in sets if s is not None]
+    assert not any(grad.any() for grad in torch.autograd.grad(result.loss, rows))
+
+
 @pytest.mark.parametrize("temperature", [1e-3, 1e3])
 def test_extreme_temperatures_stay_finite(temperature):
     """The published code subtracts no maximum: exp(1000) is inf."""

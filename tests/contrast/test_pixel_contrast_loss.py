@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from d2_pixcontrast.contrast import pixel_contrast_loss
+from d2_pixcontrast.contrast import ExtraNegatives, MemoryBank, Mining, pixel_contrast_loss
 
 
 def naive_loss(anchors, labels, mask, temperature, base_temperature):
@@ -86,6 +86,26 @@ def test_nothing_to_contrast_is_zero_and_connected(case):
     assert result.loss == 0  # exactly: one class has no negatives, so -log(1)
     (grad,) = torch.autograd.grad(result.loss, anchors)
     assert torch.all(grad == 0)
+
+
+@pytest.mark.parametrize("mode", ["all", "semi_hard"])
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_no_anchors_at_all_are_zero_and_connected(mode, with_bank):
+    """What ``anchors[valid]`` of a batch without labels is."""
+    anchors, labels, _ = random_anchors(6, 1)
+    bank = MemoryBank(3, anchors.shape[1], region_size=4, pixel_size=4)
+    extra = ExtraNegatives(anchors, torch.zeros(0, 6, dtype=torch.bool))
+    result = pixel_contrast_loss(
+        anchors[:0],
+        labels[:0],
+        bank=bank.entries() if with_bank else None,
+        extra=extra,
+        mining=Mining(mode),
+        row_keys=labels[:0],
+    )
+    (grad,) = torch.autograd.grad(result.loss, anchors)
+    assert torch.all(grad == 0) and [value.item() for value in result] == [0, 0, 0, 0]
+    assert result.num_anchors.dtype == pixel_contrast_loss(anchors, labels).num_anchors.dtype
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
