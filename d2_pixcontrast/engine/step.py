@@ -61,6 +61,7 @@ class StepTrainer(SimpleTrainer):
         self._device_type = next(model.parameters()).device.type
         self._max_skipped = max_skipped_steps
         self._spike_factor = spike_factor
+        self._gradients_reach_all = False  # known after the first step
         self.skipped_in_a_row = 0
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=self._amp_dtype is torch.float16
@@ -78,6 +79,7 @@ class StepTrainer(SimpleTrainer):
         losses = sum(loss_dict.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
+        self._check_that_gradients_reach_all()
         norm = self._gradient_norm()
         if self._max_skipped and not self._is_finite(losses, norm):
             self._skip(loss_dict, data, written)
@@ -132,6 +134,26 @@ class StepTrainer(SimpleTrainer):
                 f"Loss spike at iteration {self.iter}: {total:.4g}, the usual is {usual:.4g} "
                 f"({parts}); images of this process: {', '.join(images)}"
             )
+
+    def _check_that_gradients_reach_all(self) -> None:
+        """DDP waits for every gradient, and would end the second step without a name.
+
+        Raises:
+            ValueError: with several processes a parameter that is trained has none after the first.
+        """
+        if self._gradients_reach_all or comm.get_world_size() == 1:
+            return
+        named = self.model.named_parameters()
+        unread = [n for n, p in named if p.requires_grad and p.grad is None]
+        if unread:
+            raise ValueError(
+                f"no loss depends on {len(unread)} parameters "
+                f"({unread[0].removeprefix('module.')}, ...), for whose "
+                "gradients several processes would wait: leave features that nothing reads out of "
+                "MODEL.TIMM.OUT_FEATURES (or RESNETS.OUT_FEATURES), and let a term of your own use "
+                "all that it has"
+            )
+        self._gradients_reach_all = True
 
     def _gradient_norm(self) -> torch.Tensor | None:
         """Of all gradients together; None with the scaler, which looks at them itself."""

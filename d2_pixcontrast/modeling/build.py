@@ -45,6 +45,14 @@ def build_model(cfg) -> nn.Module:
             f"the model of this config cannot be built: {text} (where {place.name} of "
             f"{place.filename} has: {place.line})"
         ) from error
+    except ValueError as error:
+        if "num_groups" not in str(error):
+            raise
+        groups = [key for key in _NORMS if look_up(cfg.MODEL, key) == "GN"]
+        raise ValueError(
+            f"{' or '.join(f'MODEL.{key}' for key in groups)} is 'GN', whose 32 groups have to "
+            f"divide the channels that it normalises ({error}); take another norm"
+        ) from error
     _check_methods(cfg.MODEL, model)
     if cfg.MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS:
         pad_resnet(getattr(model, "backbone", None))

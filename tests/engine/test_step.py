@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from d2_pixcontrast.contrast import DatasetMemory, StatisticsMemory
@@ -42,6 +43,19 @@ def test_full_precision_is_plain_sgd():
         torch.testing.assert_close(ours, theirs - 0.1 * theirs.grad)
     assert storage.latest()["loss_a"][0] == pytest.approx(losses["loss_a"].item())
     assert model.dtypes == {torch.float32}
+
+
+def test_parameters_that_no_loss_depends_on_are_named_before_several_processes_wait(monkeypatch):
+    model = Toy().train()
+    model.unread = torch.nn.Linear(2, 2)
+    trainer = StepTrainer(model, [torch.ones(5, 4)] * 2, torch.optim.SGD(model.parameters(), 0.1))
+    with EventStorage():
+        trainer.run_step()  # alone it is no harm
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        before = model.layer.weight.clone()
+        with pytest.raises(ValueError, match=r"2 parameters \(unread.weight, .*OUT_FEATURES"):
+            trainer.run_step()
+    assert torch.equal(model.layer.weight, before)
 
 
 def test_a_single_loss_is_recorded_by_its_name():

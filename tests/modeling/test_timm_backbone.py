@@ -137,6 +137,16 @@ def test_stages_that_nobody_reads_are_not_trained(name):
     assert next(backbone.parameters()).requires_grad
 
 
+@pytest.mark.parametrize(
+    "name, features", [("vit_small_patch14_dinov2", ["block5"]), ("maxvit_tiny_tf_224", ["res2"])]
+)
+def test_networks_that_do_not_take_images_of_any_size_give_some_features_too(name, features):
+    with torch.device("meta"):
+        backbone = TimmBackbone(name, out_features=features)
+    assert list(backbone.output_shape()) == features
+    assert all(p.requires_grad for p in backbone.parameters())  # timm builds no more than is read
+
+
 def test_errors_say_what_is_there():
     with pytest.raises(ValueError, match=r"'mobilnetv2_100'; did you mean .*mobilenetv2_100"):
         TimmBackbone("mobilnetv2_100")

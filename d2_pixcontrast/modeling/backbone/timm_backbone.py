@@ -9,7 +9,14 @@ from torch import nn
 
 from .features import EncoderFeatures
 from .hrnet_fusion import fuse_branches
-from .timm_features import create_features, feature_names, is_channels_last, pads_itself, patch_size
+from .timm_features import (
+    create_features,
+    feature_names,
+    image_side,
+    is_channels_last,
+    pads_itself,
+    patch_size,
+)
 from .variants import change
 
 
@@ -106,7 +113,8 @@ class TimmBackbone(Backbone):
         with torch.enable_grad(), torch.device("meta"):
             probe = create_features(self.name, output_stride, self.out_indices, **self.options)
             # Two images: ResNeSt normalises over pooled maps, one number per image and channel.
-            total = sum(feature.sum() for feature in probe(torch.zeros(2, 3, 64, 64)))
+            side = self.options["image_size"] or image_side(self.name)
+            total = sum(feature.sum() for feature in probe(torch.zeros(2, 3, side, side)))
         parameters = dict(probe.named_parameters())
         gradients = torch.autograd.grad(total, parameters.values(), allow_unused=True)
         for key, gradient in zip(parameters, gradients, strict=True):

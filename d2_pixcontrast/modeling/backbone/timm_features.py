@@ -80,6 +80,11 @@ def patch_size(name: str) -> int:
     return 4 if is_model_in_modules(name.split(".")[0], _SWIN) else 1
 
 
+def image_side(name: str) -> int:
+    """Side in pixels of the images of the pretraining, which any network takes."""
+    return timm.get_pretrained_cfg(name).input_size[-1]
+
+
 def feature_names(features: nn.Module) -> list[str]:
     """Names of all features that a network has, from that of its undilated form.
 
