@@ -491,9 +491,10 @@ def test_published_numbers_arrive_in_the_leaves(dataset, schedule, numbers):
         assert taus == (temperature, 0.07), path
         assert contrast.LOSS_WEIGHT == 0.1
         assert contrast.WARMUP == 1 / 8 and contrast.MINING.MODE == "all"
-        # The whole encoder of HRNet, with OCR too; otherwise its last stage.
-        whole = cfg.MODEL.TIMM.OUT_FEATURES if "hrnet" in path.name else ["res5"]
-        assert whole == contrast.IN_FEATURES, path
+        # The whole encoder of HRNet, with OCR too, else its last stage; at stride 16 the decoder.
+        embedded = ["decoder"] if "mobilenetv2" in path.name else ["res5"]
+        embedded = cfg.MODEL.TIMM.OUT_FEATURES if "hrnet" in path.name else embedded
+        assert embedded == contrast.IN_FEATURES, path
         assert (contrast.MEMORY.REGION_SIZE, contrast.MEMORY.PIXEL_SIZE) == (5000, 5000)
 
 
