@@ -33,12 +33,14 @@ def main() -> None:
     )
     parser.add_argument("input", metavar="IN", help="the other code base's checkpoint")
     parser.add_argument("output", metavar="OUT", type=Path, help="ours, a file for MODEL.WEIGHTS")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs for the config")
+    args = parser.parse_intermixed_args()  # options may come last
     logging.disable(logging.WARNING)
     try:
         if not Path(args.input).is_file():
             raise ValueError(f"there is no file {args.input}")
+        if args.output.exists() and args.output.samefile(args.input):
+            raise ValueError(f"OUT would replace IN, {args.input}; give it another name")
         cfg = load_cfg(args.config_file, args.opts)
         conversion = convert(cfg, SOURCES[args.source], args.input, args.copy)
         write(conversion, args.output)

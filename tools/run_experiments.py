@@ -82,13 +82,23 @@ class Grid:
     def load(cls, path: Path) -> "Grid":
         """
         Raises:
-            ValueError: a key is missing or unknown, a config file does not exist or is not of this
-                repository, or a seed is there twice.
+            ValueError: it is no YAML, a key is missing, unknown or of another form, a config file
+                does not exist or is not of this repository, or a seed is there twice.
         """
-        node = yaml.safe_load(path.read_text())
+        try:
+            node = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
         keys = {"METHODS", "SEEDS", "BASELINE", "OPTS", "RESULTS", "OUTPUT"}
         if not isinstance(node, dict) or set(node) != keys:
             raise ValueError(f"{path} needs the keys {sorted(keys)}, it has {sorted(node or {})}")
+        for key, kind, form in (
+            ("METHODS", dict, "names and methods"),
+            ("SEEDS", list, "a list"),
+            ("OPTS", list, "a list"),
+        ):
+            if not isinstance(node[key], kind):
+                raise ValueError(f"{path}: {key} has to be {form}, not {node[key]!r}")
         methods = {name: Method.parse(method) for name, method in node["METHODS"].items()}
         missing = [str(m.config) for m in methods.values() if not m.config.is_file()]
         if missing:

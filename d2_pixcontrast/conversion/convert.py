@@ -80,7 +80,11 @@ def convert(cfg: CfgNode, source: Source, path: str, copy: str = "") -> Conversi
 
 
 def write(conversion: Conversion, path: Path) -> None:
-    """Write the checkpoint, whole or not at all."""
+    """Write the checkpoint, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     write_atomically(path, lambda file: torch.save({"model": conversion.state}, file))
 
 

@@ -162,6 +162,16 @@ def test_a_missing_folder_is_named_without_a_word_about_other_roots(folders, tmp
     assert "DETECTRON2_DATASETS" not in str(error.value)
 
 
+def test_of_two_that_differ_in_their_folders_the_one_that_is_there_is_kept(folders, tmp_path):
+    """A run's own config, and that of its published model, which names folders elsewhere."""
+    published = (str(tmp_path / "images"), str(tmp_path / "labels"))
+    for first, second in ((folders, published), (published, folders)):
+        register_sem_seg_folder("mine", *first, ["x", "y"])
+        register_sem_seg_folder("mine", *second, ["x", "y"])
+        assert DatasetCatalog.get("mine")[0]["file_name"].startswith(str(folders[0]))
+        DatasetCatalog.remove("mine"), MetadataCatalog.remove("mine")
+
+
 def test_twice_the_same_is_fine_and_another_is_not(folders):
     register_sem_seg_folder("mine", *folders, ["x", "y"])
     register_sem_seg_folder("mine", *folders, ["x", "y"])
@@ -169,6 +179,8 @@ def test_twice_the_same_is_fine_and_another_is_not(folders):
         register_sem_seg_folder("mine", *folders, ["x", "z"])
     with pytest.raises(DataError, match="another dataset coco_2017_train"):
         register_sem_seg_folder("coco_2017_train", *folders, ["x", "y"])
+    with pytest.raises(DataError, match=f"another dataset mine already .images in {folders[0]}"):
+        register_sem_seg_folder("mine", folders[1], folders[0], ["x", "y"])
     DatasetCatalog.remove("mine"), MetadataCatalog.remove("mine")
     register_sem_seg_folder("mine", *folders, ["x", "z"])
     assert MetadataCatalog.get("mine").stuff_classes == ["x", "z"]

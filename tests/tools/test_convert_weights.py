@@ -32,6 +32,19 @@ def arguments(path, output, *options, source="mmseg", copy=()):
     return [*command, str(path), str(output), *map(str, options or tiny_options())]
 
 
+def test_options_may_come_last_and_the_input_is_not_replaced(checkpoint, tmp_path):
+    path, _ = checkpoint
+    before = path.read_bytes()
+    done = command_line(*arguments(path, tmp_path / "ours.pth"), "--copy", "ema_state_dict")
+    assert done.returncode == 0, done.stderr
+    done = command_line(*arguments(path, path))
+    assert (
+        done.stderr.strip()
+        == f"convert_weights.py: OUT would replace IN, {path}; give it another name"
+    )
+    assert path.read_bytes() == before
+
+
 def command_line(*args):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(

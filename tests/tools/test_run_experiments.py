@@ -84,11 +84,19 @@ def test_the_grids_options_are_those_of_their_configs(tool, path):
         ({"METHODS": {"ce": {"CONFIG": "no_such.yaml", "OPTS": []}}}, "no_such.yaml"),
         ({"METHODS": {"ce": sys.executable}}, "outside"),
         ({"SEEDS": [0, 1, 0]}, "twice"),
+        ({"SEEDS": 3}, "SEEDS has to be a list, not 3"),
+        ({"METHODS": [SHAPES]}, "METHODS has to be names and methods"),
     ],
 )
 def test_a_wrong_grid_is_refused(tool, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         tool.Grid.load(grid_file(tmp_path, **changes))
+
+
+def test_a_grid_that_is_no_yaml_is_refused(tool, tmp_path):
+    (tmp_path / "grid.yaml").write_text("METHODS: {ce: [")
+    with pytest.raises(ValueError, match=r"grid\.yaml is no YAML: .* line 1"):
+        tool.Grid.load(tmp_path / "grid.yaml")
 
 
 def test_a_run_is_trained_and_kept_and_not_repeated(tool, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -58,6 +58,15 @@ class SemSegDataset:
         """The folder that holds the dataset's; read when the dataset is, not at import."""
         return os.getenv("DETECTRON2_DATASETS", "datasets")
 
+    def is_there(self) -> bool:
+        """Whether the folder of the images exists."""
+        return os.path.isdir(self.pairing()["image_root"])
+
+    def differs_in_folders_alone(self, other: "SemSegDataset") -> bool:
+        """Whether the two have the same pixels' meaning, and files of the same form."""
+        moved = replace(other, image_dir=self.image_dir, label_dir=self.label_dir)
+        return moved == self != other
+
     def pairing(self) -> dict:
         """The arguments of :func:`~.pairing.find_pairs` for this dataset."""
         root = self.root()
@@ -89,16 +98,25 @@ class SemSegDataset:
 def register(dataset: SemSegDataset) -> None:
     """Add ``dataset`` to detectron2's catalogs; once more does no harm.
 
+    Of two that differ in their folders alone the one whose images are there is kept: the config of
+    a published model names folders of another machine.
+
     Raises:
         DataError: another dataset has this name.
     """
     if dataset.name in DatasetCatalog.list():
-        if _REGISTERED.get(dataset.name) == dataset:
+        before = _REGISTERED.get(dataset.name)
+        alike = before is not None and before.differs_in_folders_alone(dataset)
+        if before == dataset or (alike and not dataset.is_there()):
             return
-        raise DataError(
-            f"there is another dataset {dataset.name} already; choose another name, or first "
-            f"DatasetCatalog.remove({dataset.name!r}) and MetadataCatalog.remove the same"
-        )
+        if not alike or before.is_there():
+            folders = f" (images in {before.pairing()['image_root']})" if alike else ""
+            raise DataError(
+                f"there is another dataset {dataset.name} already{folders}; choose another name, "
+                f"or in Python first DatasetCatalog.remove({dataset.name!r}) and "
+                "MetadataCatalog.remove the same"
+            )
+        DatasetCatalog.remove(dataset.name)
     DatasetCatalog.register(dataset.name, dataset.load)
     _REGISTERED[dataset.name] = dataset
     _replace(
