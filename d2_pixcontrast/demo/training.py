@@ -69,12 +69,8 @@ def train(cfg: CfgNode, name: str, hook: HookBase) -> Finished:
         hook: one more hook for the training.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    for pattern in (
-        "config.yaml",
-        "metrics.json",
-        "model_*.pth",
-        "last_checkpoint",
-    ):  # a demo before this one
+    # Of a demo before this one, which the trainer would otherwise move aside.
+    for pattern in ("config.yaml", "metrics.json", "model_*.pth", "last_checkpoint"):
         for path in folder.glob(pattern):
             path.unlink()
     trainer = Trainer(cfg)
