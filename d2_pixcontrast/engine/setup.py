@@ -138,7 +138,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         )
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
-    _check_processes(cfg.MODEL.DEVICE, args.num_gpus)
+    # The commands that look at a model have no such argument: they are one process.
+    _check_processes(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1))
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     check_datasets(cfg, train=not args.eval_only)
