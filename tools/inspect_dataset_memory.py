@@ -26,9 +26,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from d2_pixcontrast import inference_config
 from d2_pixcontrast.contrast import MemoryEntries
-from d2_pixcontrast.engine import SemSegCheckpointer, Trainer, load_cfg
+from d2_pixcontrast.engine import Trainer, load_cfg, load_inference_model
 from d2_pixcontrast.modeling.aggregation.attention import GridAttention
 
 MOST_QUERIES = 1024  # of an image, evenly spread; the table of all pairs of positions would be huge
@@ -157,8 +156,7 @@ def main() -> None:
 
 
 def _model_and_images(cfg, count: int):
-    model = Trainer.build_model(inference_config(cfg)).eval()
-    SemSegCheckpointer(model, strict=True).load(cfg.MODEL.WEIGHTS)
+    model = load_inference_model(cfg, cfg.MODEL.WEIGHTS)
     loader = Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0])
     step = max(1, len(loader) // max(1, count))
     return model, itertools.islice(loader, 0, step * count, step)

@@ -4,16 +4,13 @@ from ..compat import CfgNode, get_cfg
 from ..config import add_pixcontrast_config, flat_items
 from ..modeling import term_classes
 
-# Blocks of keys, what has to be there for them to be read, and how that is said.
+# Blocks of keys, and the term that reads them; "": they have a key ENABLED.
 _BLOCKS = {
-    "MODEL.PIXEL_CONTRAST": ("PixelContrast", "MODEL.SEM_SEG_HEAD.TERMS does not name {}"),
-    "MODEL.CONTEXTRAST": ("Contextrast", "MODEL.SEM_SEG_HEAD.TERMS does not name {}"),
-    "MODEL.MULTI_SCALE_CONTRAST": (
-        "MultiScaleContrast",
-        "MODEL.SEM_SEG_HEAD.TERMS does not name {}",
-    ),
-    "MODEL.DATASET_MEMORY": ("", "MODEL.DATASET_MEMORY.ENABLED is False"),
-    "MODEL.PIXEL_CONTRAST.MEMORY": ("", "MODEL.PIXEL_CONTRAST.MEMORY.ENABLED is False"),
+    "MODEL.PIXEL_CONTRAST": "PixelContrast",
+    "MODEL.CONTEXTRAST": "Contextrast",
+    "MODEL.MULTI_SCALE_CONTRAST": "MultiScaleContrast",
+    "MODEL.DATASET_MEMORY": "",
+    "MODEL.PIXEL_CONTRAST.MEMORY": "",
 }
 # Keys of detectron2 that nothing here reads, and what is done instead.
 _UNUSED = {
@@ -64,11 +61,14 @@ def training_hints(cfg: CfgNode, processes: int) -> list[str]:
         hints.append(
             _unused("MODEL.BACKBONE.FREEZE_AT", value, "all layers of a timm backbone learn")
         )
-    for block, (term, reason) in _BLOCKS.items():
-        unread = term not in terms if term else not now[f"{block}.ENABLED"]
+    for block, term in _BLOCKS.items():
+        if term:
+            unread, reason = term not in terms, f"MODEL.SEM_SEG_HEAD.TERMS does not name {term}"
+        else:
+            unread, reason = not now[f"{block}.ENABLED"], f"{block}.ENABLED is False"
         keys = [key for key in changed if key.startswith(f"{block}.")]
         if unread and keys and (block.count(".") == 1 or "PixelContrast" in terms):
-            hints.append(f"{', '.join(keys)}: not used, since {reason.format(term)}")
+            hints.append(f"{', '.join(keys)}: not used, since {reason}")
     return hints
 
 
