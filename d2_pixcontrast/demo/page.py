@@ -31,7 +31,8 @@ def write_page(path: str, finished: list[Finished]) -> None:
         lead="The same small DeepLabV3+, trained twice from scratch: with cross-entropy alone, and "
         "with pixel contrast beside it. When it is used, the network is the same in both cases.",
         caveat=f"Pixel contrast gave {outcome} here. A few minutes on synthetic data at one "
-        "seed prove nothing either way: three seeds of cross-entropy alone lay seven points apart.",
+        "seed prove nothing either way: at the demo's full length, three seeds of cross-entropy "
+        "alone lay seven points apart.",
         setting=_setting(finished),
     )
 
