@@ -77,7 +77,7 @@ class Bane(NamedTuple):
 
     Attributes:
         keep_percent, target: see :func:`sample_boundary_negatives`.
-        max_negatives: per rank and step, at most.
+        max_negatives: per rank and step (and level, where there are several), at most.
     """
 
     keep_percent: float = 50.0

@@ -1,5 +1,5 @@
 """A data-set memory that the network reads: Jin et al., "Mining Contextual Information Beyond Image
-for Semantic Segmentation", ICCV 2021 (MCIBI), and its follow-up MCIBI++ (2022)."""
+for Semantic Segmentation", ICCV 2021 (MCIBI), and its follow-up MCIBI++ (TPAMI 2023)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

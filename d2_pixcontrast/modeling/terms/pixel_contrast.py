@@ -173,7 +173,10 @@ class PixelContrast(Term):
         return {"loss_pixel_contrast": result.loss * self.loss_weight}, detached(scalars)
 
     def observe(self, inputs: TermInputs) -> dict:
-        """Fill the memory in the warm-up, from the first iteration on."""
+        """Fill the memory in the warm-up, from the first iteration on.
+
+        Without one nothing reads the embeddings yet, and the projector does not run.
+        """
         if self.bank is None or not torch.is_grad_enabled():
             return {}
         with torch.no_grad():
