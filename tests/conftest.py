@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import hashlib
 import importlib.util
 import os
 import sys
@@ -19,6 +20,11 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 INSTANT_TEST = CONFIGS / "quick_schedules" / "shapes_pixcontrast_instant_test.yaml"
+
+# The drawn data set of this code alone: what is in the home folder may be that of another version.
+SHAPES = sorted((ROOT / "d2_pixcontrast" / "data" / "datasets").glob("shapes*.py"))
+DRAWN_BY = hashlib.sha256(b"".join(path.read_bytes() for path in SHAPES)).hexdigest()[:12]
+os.environ.setdefault("PIXCONTRAST_CACHE", str(ROOT / ".pytest_cache" / f"shapes-{DRAWN_BY}"))
 
 # Two processes with two threads each on two cores spend most of their time waiting.
 torch.set_num_threads(min(torch.get_num_threads(), 2))

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,8 +36,7 @@ def table(small_cfg, tmp_path, monkeypatch):
 def test_configs_by_their_name():
     for path in sorted(CONFIGS.rglob("*.yaml")):
         name = path.relative_to(CONFIGS).as_posix()
-        with open(model_zoo.get_config_file(name)) as file:
-            assert file.read() == path.read_text()
+        assert Path(model_zoo.get_config_file(name)).resolve() == path
     cfg = model_zoo.get_config(CONFIG)
     assert cfg.MODEL.SEM_SEG_HEAD.TERMS == ["PixelContrast"] and not cfg.is_frozen()
 
@@ -110,10 +110,14 @@ def test_a_wrong_table_is_named(table, text):
         model_zoo.get_checkpoint_url(CONFIG)
 
 
-def test_a_wheel_holds_every_config(tmp_path):
+def test_a_wheel_holds_every_module_and_config(tmp_path):
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "output*", "*.egg-info", "build", "tests", "datasets")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignored)
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("d2_pixcontrast", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     code = (
         "from setuptools import build_meta; "
         f"print(build_meta.build_wheel({str(tmp_path / 'wheel')!r}))"
@@ -125,3 +129,5 @@ def test_a_wheel_holds_every_config(tmp_path):
         for path in CONFIGS.rglob("*.yaml"):
             name = f"d2_pixcontrast/model_zoo/configs/{path.relative_to(CONFIGS).as_posix()}"
             assert archive.read(name) == path.read_bytes()
+        modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "d2_pixcontrast").rglob("*.py")}
+        assert len(modules) > 100 and modules <= set(archive.namelist())

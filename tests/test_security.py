@@ -5,10 +5,11 @@ Weights files are tested in engine/test_safe_loading.py.
 
 import ast
 import os
+import re
 
 import pytest
 import yaml
-from conftest import INSTANT_TEST, ROOT
+from conftest import INSTANT_TEST, ROOT, save_image
 from detectron2.config import get_cfg
 
 from d2_pixcontrast import model_zoo
@@ -103,6 +104,8 @@ def test_paths_in_a_config_are_names_of_files(tmp_path, monkeypatch, key):
 
     monkeypatch.chdir(tmp_path)
     value = "$(touch ran)/`touch ran`; touch ran | touch ran"
+    for folder in ("images", "labels"):
+        save_image(tmp_path / folder / "a.png", (4, 4))
     node = {"IMAGES": "images", "LABELS": "labels", "CLASSES": ["a"], key: value}
     text = {
         "DATASETS": {"TRAIN": ["own_of_security"], "SEM_SEG_FOLDERS": {"own_of_security": node}}
@@ -110,11 +113,12 @@ def test_paths_in_a_config_are_names_of_files(tmp_path, monkeypatch, key):
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump({**text, "MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": 1}}}))
     try:
-        with pytest.raises(ValueError, match="own_of_security"):
+        with pytest.raises(ValueError, match=re.escape(value)) as error:
             check_datasets(load_cfg(str(path)))
+        assert "own_of_security" in str(error.value)
     finally:
         forget("own_of_security")
-    assert os.listdir(tmp_path) == ["own.yaml"]
+    assert sorted(os.listdir(tmp_path)) == ["images", "labels", "own.yaml"]
 
 
 def forget(name):

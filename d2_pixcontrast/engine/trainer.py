@@ -111,8 +111,9 @@ class Trainer(DefaultTrainer):
         self.completed_iter = self.iter
 
     def after_train(self) -> None:
-        # Resumed after its last step, only the final evaluation is left; detectron2 counts one up.
-        self.iter = min(self.iter, self.max_iter)
+        # Resumed after its last step (or beyond a MAX_ITER that is smaller now), only the final
+        # evaluation is left; detectron2 counts one up.
+        self.iter = min(self.iter, max(self.max_iter, self.start_iter))
         super().after_train()
 
     def build_hooks(self) -> list:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_record import Operators
 
 from d2_pixcontrast.contrast import gather_pixels, random_keys, sample_hard_anchors
 
@@ -150,15 +151,29 @@ def test_an_image_gets_the_same_pixels_wherever_it_is():
     assert of_whole == of_second
 
 
-def test_draws_differ_by_iteration_and_seed_and_cover_all_pixels():
+@pytest.mark.parametrize("by", ["iteration", "seed"])
+@pytest.mark.parametrize("hard", [False, True])
+def test_draws_differ_by_iteration_and_seed_and_cover_all_pixels(by, hard):
     labels = torch.zeros(1, 8, 8, dtype=torch.long)
-    hits = torch.zeros(64)
-    for iteration in range(200):
-        sample = draw(labels, labels, 1, iteration=iteration, max_samples=16, max_views=16)
+    predictions, hits = labels + hard, torch.zeros(64)
+    for number in range(200):
+        sample = draw(labels, predictions, 1, max_samples=16, max_views=16, **{by: number})
+        assert bool(sample.hard[sample.mask].all()) == hard
         hits[sample.index[sample.mask]] += 1
     assert hits.sum() == 200 * 16
     # Binomial(200, 1/4): mean 50, standard deviation 6.
     assert hits.min() > 50 - 6 * 5 and hits.max() < 50 + 6 * 5
+
+
+def test_sampling_waits_for_nothing_and_loops_over_neither_images_nor_classes():
+    counts = []
+    for batch, classes in ((2, 3), (7, 40)):
+        maps = random_maps(batch=batch, classes=classes)
+        with Operators() as operators:
+            draw(*maps, classes, max_samples=100, max_views=5)
+        operators.assert_no_sync()
+        counts.append(len(operators.names))
+    assert counts[0] == counts[1]
 
 
 def test_gather_pixels():

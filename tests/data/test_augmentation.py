@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from detectron2.data import transforms as T
 
-from d2_pixcontrast.data.augmentation import ColorJitter, PadToSize, RandomScaleCrop
+from d2_pixcontrast.data.augmentation import (
+    ColorJitter,
+    PadToSize,
+    RandomScaleCrop,
+    build_augmentations,
+)
 from d2_pixcontrast.data.color import ColorTransform, chroma_matrix
 from d2_pixcontrast.data.resample import PadTransform, RegionTransform, resize_shortest_edge
 from d2_pixcontrast.data.seeding import epoch_permutation, seeded
@@ -92,9 +97,9 @@ def test_scale_is_uniform_in_its_range_and_crops_are_everywhere():
     scales = np.array([t.out_height / t.height for t in transforms])
     assert 0.49 <= scales.min() < 0.55 and 1.9 < scales.max() <= 2.03
     assert abs(scales.mean() - 1.25) < 0.06
-    ends = [(t.y, t.y + t.height) for t in transforms if t.height == 50]
-    ends += [(t.y, t.y + t.height) for t in transforms]
-    assert min(start for start, _ in ends) == 0 and max(end for _, end in ends) == 100
+    places = [t.y / (100 - t.height) for t in transforms if t.height < 60]  # 0 to 1
+    assert len(places) > 100 and min(places) < 0.03 and max(places) > 0.97
+    assert abs(np.mean(places) - 0.5) < 0.1
 
 
 def test_aspect_jitter_keeps_the_area():
@@ -208,6 +213,47 @@ def test_jitter_draws_within_its_ranges():
     active = [t for t in transforms if isinstance(t, ColorTransform)]
     assert all(abs(t.offset) <= 20 and 0.8 <= t.factor <= 1.2 for t in active)
     assert all(t.matrix is None for t in active)
+
+
+def test_jitter_of_colours_draws_within_its_ranges():
+    """Of pure colours: the chroma plane tells how far a matrix turns and stretches them."""
+    plane = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])  # of YIQ
+    augmentation = ColorJitter(saturation=(0.5, 1.5), hue=36.0)
+    angles, factors = [], []
+    for seed in range(300):
+        with seeded(seed, 0):
+            transform = augmentation.get_transform(np.zeros((2, 2, 3), np.uint8))
+        assert (transform.offset, transform.factor) == (0.0, 1.0)
+        (x, y), (i, q) = plane @ [1, 0, 0], plane @ transform.matrix @ [1, 0, 0]
+        angles.append(np.degrees(np.arctan2(x * q - y * i, x * i + y * q)))
+        factors.append(np.hypot(i, q) / np.hypot(x, y))
+    assert -37 < min(angles) < -33 and 33 < max(angles) < 37
+    assert 0.49 < min(factors) < 0.53 and 1.47 < max(factors) < 1.51
+    assert abs(np.mean(angles)) < 4 and abs(np.mean(factors) - 1) < 0.06
+    assert abs(np.corrcoef(angles, factors)[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_every_key_reaches_its_place(small_cfg, enabled):
+    small_cfg.INPUT.merge_from_list(
+        ["CROP.ENABLED", enabled, "CROP.SIZE", [32, 48], "CROP.SINGLE_CATEGORY_MAX_AREA", 0.75]
+        + ["SCALE_RANGE", (0.6, 1.4), "ASPECT_RANGE", (0.9, 1.1), "BASE_SHORT_EDGE", 99]
+        + ["COLOR_JITTER.BRIGHTNESS", 12.0, "COLOR_JITTER.CONTRAST", (0.7, 1.3), "FORMAT", "BGR"]
+        + ["COLOR_JITTER.SATURATION", (0.4, 1.6), "COLOR_JITTER.HUE", 17.0]
+        + ["COLOR_JITTER.PROB", 0.25, "RANDOM_FLIP", "horizontal"]
+    )
+    small_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 254
+    crop, mirror, jitter, *padding = build_augmentations(small_cfg)
+    assert crop.crop_size == ((32, 48) if enabled else None)
+    assert (crop.scale_range, crop.aspect_range) == ((0.6, 1.4), (0.9, 1.1))
+    assert (crop.base_short_edge, crop.max_category_area, crop.ignore_value) == (99, 0.75, 254)
+    assert (mirror.prob, mirror.flip_pairs) == (0.5, [])
+    assert (jitter.brightness, jitter.contrast, jitter.saturation) == (12, (0.7, 1.3), (0.4, 1.6))
+    assert (jitter.hue, jitter.prob, jitter.image_format) == (17.0, 0.25, "BGR")
+    assert len(padding) == enabled
+    if enabled:
+        assert (padding[0].size, padding[0].ignore_value) == ((32, 48), 254)
+        assert padding[0].image_value == small_cfg.MODEL.PIXEL_MEAN
 
 
 def test_jitter_leaves_labels_alone():

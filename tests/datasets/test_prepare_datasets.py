@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +275,20 @@ def test_an_unknown_id_is_named_and_leaves_no_half_file(tmp_path):
     with pytest.raises(SystemExit, match=r"ade20k: label .*a\.png has the unknown id 151, 200"):
         run("ade20k", tmp_path)
     assert not [*(tmp_path / "ADEChallengeData2016" / "annotations_detectron2").rglob("*.*")]
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(tmp_path, monkeypatch):
+    root = tmp_path / "ADEChallengeData2016"
+    save(root / "annotations" / "training" / "a.png", [[1]])
+
+    def half(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(SystemExit, match="ade20k: .*No space left"):
+        run("ade20k", tmp_path)
+    assert not [path for path in (root / "annotations_detectron2").rglob("*") if path.is_file()]
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):

@@ -62,6 +62,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 def test_weights_by_url(small_cfg, training_checkpoint, tmp_path, monkeypatch):
     trained, _ = training_checkpoint
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     handler = functools.partial(QuietHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from d2_pixcontrast.engine import Trainer, evaluate
 from d2_pixcontrast.engine.trainer import merge_results
 from d2_pixcontrast.evaluation import SemSegEvaluator
-from d2_pixcontrast.modeling.inference import with_sliding_window, with_test_time_augmentation
+from d2_pixcontrast.modeling.inference import MultiScaleFlip, SlidingWindow
 
 
 @pytest.fixture
@@ -50,11 +50,15 @@ def test_eval_only_with_windows_and_scales(cfg, tmp_path):
     )
     results = evaluate(cfg, Trainer)
     assert list(results) == ["sem_seg", "sem_seg_TTA"]
-    name = cfg.DATASETS.TEST[0]
+
+    def windows(model):
+        mean = cfg.MODEL.PIXEL_MEAN
+        return SlidingWindow(model, size=(48, 64), stride=(30, 40), pad_value=mean)
+
     expected = {
-        "sem_seg": by_hand(cfg, lambda model: with_sliding_window(cfg, model)),
+        "sem_seg": by_hand(cfg, windows),
         "sem_seg_TTA": by_hand(
-            cfg, lambda m: with_test_time_augmentation(cfg, with_sliding_window(cfg, m), name)
+            cfg, lambda m: MultiScaleFlip(windows(m), scales=[0.8, 1.0], flip=True)
         ),
     }
     for task, scores in expected.items():

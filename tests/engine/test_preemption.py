@@ -39,7 +39,7 @@ def start(output, max_iter, *arguments):
         )
 
 
-def finish(process, output, seconds=120):
+def finish(process, output, seconds=300):
     """Exit status and everything that it said."""
     try:
         code = process.wait(timeout=seconds)
@@ -50,10 +50,13 @@ def finish(process, output, seconds=120):
         return code, log.read()
 
 
-def wait_for(path, process, seconds=120):
-    """Until the first records are there: it trains."""
+def wait_for_records(output, process, seconds=300):
+    """Until the first ones are there: it trains."""
     end = time.monotonic() + seconds
-    while not path.exists() and process.poll() is None and time.monotonic() < end:
+    while not (output / "metrics.json").exists():
+        if process.poll() is not None or time.monotonic() > end:
+            _, text = finish(process, output, seconds=0)
+            pytest.fail(f"it does not train: {text[-3000:]}")
         time.sleep(0.05)
 
 
@@ -63,7 +66,7 @@ def test_a_preempted_run_leaves_a_checkpoint_and_is_resumed(tmp_path, processes,
     output = tmp_path / "run"
     arguments = ("--num-gpus", str(processes))
     process = start(output, 100_000, *arguments)
-    wait_for(output / "metrics.json", process)
+    wait_for_records(output, process)
     (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)
     code, text = finish(process, output)
     assert code == PREEMPTED, text[-3000:]

@@ -1,11 +1,13 @@
 """The trainer's parts that a single CPU process can show."""
 
+import json
 import logging
 import math
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
@@ -125,3 +127,70 @@ def test_a_resumed_run_takes_the_schedule_of_its_config(interrupted_run, caplog)
         assert f"Resuming with SOLVER.{key} {interrupted_run.SOLVER[key]}, before {value}" in (
             caplog.text
         )
+
+
+def test_a_resumed_run_draws_what_its_own_seed_says(interrupted_run):
+    """Nobody else knows the seed of a run with SEED -1; here the fresh trainer has another one."""
+    interrupted_run.SEED = 7
+    training = Trainer(interrupted_run)
+    assert training.data_loader.seed == training._progress_hook.seed == 7
+    training.resume_or_load(resume=True)
+    assert training.seed == training.data_loader.seed == training._progress_hook.seed == 0
+
+
+def test_a_finished_run_is_evaluated_again_and_no_more(small_cfg, made_up_dataset):
+    name, _ = made_up_dataset
+    options = ["SOLVER.MAX_ITER", 2, "DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
+    small_cfg.merge_from_list([*options, "SOLVER.IMS_PER_BATCH", 2, "TEST.EXPECTED_RESULTS", []])
+    folder = Path(small_cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True)
+
+    def records():
+        """{iteration: mIoU}; the last one is that of the final evaluation."""
+        lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+        return {r["iteration"]: r.get("sem_seg/mIoU") for r in lines}
+
+    training = Trainer(small_cfg)
+    training.train()
+    before = records()
+    assert set(before) == {1, 2} and before[2] is not None
+    weights = {k: v.clone() for k, v in training.model.state_dict().items()}
+    for max_iter in (2, 1):  # a smaller MAX_ITER than it was trained with
+        small_cfg.SOLVER.MAX_ITER = max_iter
+        again = Trainer(small_cfg)
+        again.resume_or_load(resume=True)
+        again.train()
+        assert again.start_iter == 2
+        assert all(torch.equal(weights[k], v) for k, v in again.model.state_dict().items())
+        assert records() == before
+        saved = torch.load(folder / "model_final.pth", weights_only=True)
+        assert saved["iteration"] == 1
+        assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_every_solver_key_reaches_its_place(small_cfg):
+    values = {
+        **{"AMP.ENABLED": True, "AMP.DTYPE": "bfloat16", "MAX_SKIPPED_STEPS": 3},
+        **{"LOSS_SPIKE_FACTOR": 7.0, "CHECKPOINTS_TO_KEEP": 2, "MAX_ITER": 9},
+    }
+    small_cfg.merge_from_list([p for k, v in values.items() for p in (f"SOLVER.{k}", v)])
+    training = Trainer(small_cfg)
+    step = training._trainer
+    assert (step._amp_dtype, step._max_skipped, step._spike_factor) == (torch.bfloat16, 3, 7.0)
+    assert (training.checkpointer.checkpoints_to_keep, training.max_iter) == (2, 9)
+    small_cfg.SOLVER.AMP.ENABLED = False
+    assert Trainer(small_cfg)._trainer._amp_dtype is None
+
+
+def test_a_schedule_for_two_processes_is_scaled_to_one(small_cfg):
+    """Detectron2's rule; config.yaml keeps what was configured, for a resume on other machines."""
+    values = {"REFERENCE_WORLD_SIZE": 2, "IMS_PER_BATCH": 4, "BASE_LR": 0.1, "MAX_ITER": 10}
+    small_cfg.merge_from_list([p for k, v in values.items() for p in (f"SOLVER.{k}", v)])
+    Path(small_cfg.OUTPUT_DIR).mkdir(parents=True)
+    training = Trainer(small_cfg)
+    training.resume_or_load(resume=False)
+    assert (training.max_iter, len(next(iter(training.data_loader)))) == (20, 2)
+    lr = training.optimizer.param_groups[0]["initial_lr"]
+    assert lr == pytest.approx(0.05 * small_cfg.SOLVER.BACKBONE_LR_MULTIPLIER)
+    written = yaml.safe_load(Path(small_cfg.OUTPUT_DIR, "config.yaml").read_text())["SOLVER"]
+    assert {key: written[key] for key in values} == values

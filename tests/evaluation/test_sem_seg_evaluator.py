@@ -189,6 +189,21 @@ def evaluate_share(folder, number):
     assert (results is None) == (comm.get_rank() == 1)
 
 
+def evaluate_a_bad_label():
+    register("evaluator_bad_label")
+    inputs, outputs = examples(2)
+    inputs[0]["label"][3, 3] = 77  # of rank 0
+    evaluator = SemSegEvaluator("evaluator_bad_label")
+    share = slice(comm.get_rank(), None, 2)
+    evaluator.process(inputs[share], outputs[share])
+    with pytest.raises(ValueError, match="label"):
+        evaluator.evaluate()
+
+
+def test_a_bad_label_of_one_rank_ends_all_of_them():
+    launch(evaluate_a_bad_label, 2, device="cpu")
+
+
 @pytest.mark.parametrize("number", [5, 1])  # with one image, the second rank has none
 def test_two_ranks_equal_one_process(number, tmp_path):
     launch(evaluate_share, 2, args=(str(tmp_path), number), device="cpu")

@@ -332,3 +332,7 @@ def test_the_configs_keys(small_cfg):
     small_cfg.merge_from_list(["TEST.AUG.SCALES", [0.5, 1], "TEST.AUG.FLIP", False])
     augmented = with_test_time_augmentation(small_cfg, windows, "shapes_sem_seg_val")
     assert (augmented.scales, augmented.flip, augmented.model) == ((0.5, 1), False, windows)
+    assert augmented.flip_pairs == []
+    small_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 20
+    augmented = with_test_time_augmentation(small_cfg, windows, "lip_sem_seg_val")
+    assert augmented.flip_pairs == [(14, 15), (16, 17), (18, 19)]  # arms, legs, shoes

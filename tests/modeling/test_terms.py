@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from torch import nn
 from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import (
+    Bane,
+    Mining,
     nearest_resize,
     pixel_contrast_loss,
     random_keys,
@@ -188,7 +191,9 @@ def test_unknown_and_repeated_terms(small_cfg):
 
 def test_predictions_and_labels_on_another_grid():
     inputs = term_inputs()
-    assert torch.equal(inputs.predictions_at((12, 16)), inputs.logits.argmax(1))
+    predictions = inputs.logits.argmax(1)
+    assert torch.equal(inputs.predictions_at((12, 16)), predictions)
+    assert torch.equal(inputs.predictions_at((3, 4)), predictions[:, ::4, ::4])
     assert torch.equal(inputs.labels_at((48, 64)), inputs.labels)
     assert torch.equal(inputs.labels_at((3, 4)), inputs.labels[:, ::16, ::16])
     assert inputs.labels_at((3, 4)) is inputs.labels_at((3, 4))  # computed once
@@ -203,3 +208,42 @@ def test_features_are_joined_with_the_heads_corners(align_corners):
     torch.testing.assert_close(inputs.concatenated(names), torch.cat([shallow, deep], 1))
     assert inputs.concatenated(["res5"]) is inputs.features["res5"]
     assert not term_inputs().align_corners
+
+
+def test_every_key_of_pixel_contrast_reaches_its_place(small_cfg):
+    options = {
+        **{"LOSS_WEIGHT": 0.3, "IN_FEATURES": ["res5", "res4"], "TEMPERATURE": 0.2, "WARMUP": 0.35},
+        **{"BASE_TEMPERATURE": 0.4, "SAMPLER": "per_class", "MAX_SAMPLES": 77, "MAX_VIEWS": 11},
+        **{"ANCHORS_PER_CLASS": 13, "NEGATIVES": "bane"},
+    }
+    node = small_cfg.MODEL.PIXEL_CONTRAST
+    node.PROJECTOR.merge_from_list(["TYPE", "linear", "DIM", 24])
+    node.MEMORY.merge_from_list(["ENABLED", True, "REGION_SIZE", 21, "PIXEL_SIZE", 22])
+    node.MEMORY.merge_from_list(["PIXELS_PER_GROUP", 3, "DTYPE", "bfloat16", "WITH_BATCH", True])
+    mining = {"MODE": "semi_hard", "POSITIVE_MODE": "random", "NUM_POSITIVES": 31}
+    mining |= {"NUM_NEGATIVES": 32, "HARD_FRACTION": 0.15}
+    node.MINING.merge_from_list([part for pair in mining.items() for part in pair])
+    bane = {"KEEP_PERCENT": 33.0, "TARGET": "confused", "MAX_NEGATIVES": 123}
+    node.BANE.merge_from_list([part for pair in bane.items() for part in pair])
+    term = term_of(small_cfg, **options)
+    assert {key: getattr(term, key.lower()) for key in options if key != "NEGATIVES"} == {
+        key: value for key, value in options.items() if key != "NEGATIVES"
+    }
+    assert term.mining == Mining("semi_hard", 31, 32, 0.15, "random") and term.with_batch
+    assert term.bane == Bane(33.0, "confused", 123)
+    region, pixel = term.bank.entries()
+    assert region.rows.shape == (CLASSES, 21, 24) and pixel.rows.shape == (CLASSES, 22, 24)
+    assert region.rows.dtype == torch.bfloat16 and term.bank.pixels_per_group == 3
+    assert [m.kernel_size for m in term.projector.modules() if isinstance(m, nn.Conv2d)] == [(1, 1)]
+
+
+def test_every_key_of_multi_scale_contrast_reaches_its_place(small_cfg):
+    options = {
+        **{"LOSS_WEIGHT": 0.3, "IN_FEATURES": ["res2", "res3", "res5"], "TEMPERATURE": 0.2},
+        **{"SCALE_WEIGHTS": (0.9, 0.5, 0.2), "CROSS_FEATURES": ["res5"], "CROSS_WEIGHT": 0.6},
+        **{"WARMUP": 0.35, "MAX_SAMPLES": 77, "MAX_VIEWS": 11, "MIN_PIXELS": 3, "BALANCE": "min"},
+    }
+    small_cfg.MODEL.MULTI_SCALE_CONTRAST.PROJECTOR.DIM = 24
+    term = term_of(small_cfg, "MultiScaleContrast", **options)
+    assert {key: getattr(term, key.lower()) for key in options} == options
+    assert {projector.out.out_channels for projector in term.projectors} == {24}

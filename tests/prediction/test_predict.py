@@ -16,6 +16,7 @@ from PIL import Image
 from d2_pixcontrast.engine import Trainer, evaluate, load_cfg
 from d2_pixcontrast.predict import main
 from d2_pixcontrast.prediction import Predictor
+from d2_pixcontrast.prediction.video import VideoReader, VideoWriter
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,20 @@ def test_video(project, tmp_path):
     there, frame = capture.read()
     assert there and frame.shape[1] == 512 and frame.shape[0] > 384
     assert capture.read()[0] and capture.read()[0] and not capture.read()[0]
+
+
+def test_videos_are_rgb(tmp_path):
+    color = np.array([200, 90, 30], np.uint8)
+    writer = VideoWriter(tmp_path / "clip", 5)
+    for _ in range(2):
+        writer.write(np.broadcast_to(color, (48, 64, 3)))
+    writer.close()
+    frame, _ = VideoReader(str(writer.path))
+    assert abs(frame[8:-8, 8:-8].astype(int) - color).max() < 12  # codecs are not exact
+    import cv2
+
+    there, frame = cv2.VideoCapture(str(writer.path)).read()  # BGR
+    assert there and abs(frame[8:-8, 8:-8, ::-1].astype(int) - color).max() < 12
 
 
 def test_compare(project, tmp_path):

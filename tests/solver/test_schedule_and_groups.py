@@ -146,3 +146,18 @@ def test_unknown_warmup_method(small_cfg):
     small_cfg.SOLVER.WARMUP_METHOD = "burnin"
     with pytest.raises(ValueError, match="burnin"):
         build_lr_scheduler(small_cfg, build_optimizer(small_cfg, TwoParts()))
+
+
+def test_gradients_are_clipped(small_cfg):
+    small_cfg.SOLVER.merge_from_list(
+        ["CLIP_GRADIENTS.ENABLED", True, "CLIP_GRADIENTS.CLIP_TYPE", "value", "BASE_LR", 1.0]
+        + ["CLIP_GRADIENTS.CLIP_VALUE", 0.25, "MOMENTUM", 0.0, "WEIGHT_DECAY", 0.0]
+    )
+    model = TwoParts()
+    weight = model.backbone[0].weight
+    before = weight.detach().clone()
+    optimizer = build_optimizer(small_cfg, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    optimizer.step()
+    torch.testing.assert_close(before - weight, torch.full_like(weight, 0.25))

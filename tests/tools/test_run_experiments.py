@@ -243,7 +243,8 @@ def test_after_a_failure_nothing_more_is_begun(tool, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"ours, seed 3 ended with 1; see .*console\.log"):
         tool.train_all(grid, runs, jobs=1, num_gpus=1, opts=[])
     assert grid.kept("ce", 3).exists() and not grid.kept("ours", 3).exists()
-    assert fake.started in (["ce_3", "ours_3"], ["ce_3", "ours_3", "other_3"])
+    assert fake.started[:2] == ["ce_3", "ours_3"]
+    assert len(fake.started) < len(runs)  # those that begin until the failure is heard of
 
 
 def test_a_methods_config_file_is_the_config_with_its_options(tool, tmp_path):

@@ -17,7 +17,8 @@ def tool():
 
 
 def test_killed_runs_end_as_the_one_that_was_left_alone(tmp_path):
-    command = [sys.executable, str(TOOL), "--kills", "2", "--iterations", "16"]
+    # A seed whose kills come late, when there is a checkpoint to go on from.
+    command = [sys.executable, str(TOOL), "--kills", "2", "--iterations", "16", "--seed", "248"]
     command += ["--checkpoint-period", "3", "--output", str(tmp_path / "runs")]
     # Everything at once, the tool's default, takes twice as long.
     command += ["--config-file", str(CONFIG)]
@@ -25,6 +26,8 @@ def test_killed_runs_end_as_the_one_that_was_left_alone(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     equal, trials = done.stdout.splitlines()[-1].removesuffix(" equal").split("/")
     assert equal == trials != "0"
+    trials = [*(tmp_path / "runs").glob("trial_*")]
+    assert any("Resuming at iteration" in (t / "console.log").read_text() for t in trials)
 
 
 def write_run(folder, weight=1.0, momentum=2.0, loss=3.0):
