@@ -4,7 +4,9 @@ Everything else in the package imports detectron2 after this module, so that a m
 gives one clear message.
 """
 
+import socket
 import warnings
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -49,13 +51,16 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
     gloo: 0.5 refuses to start without CUDA, and main would choose NCCL where a GPU is visible.
 
     Raises:
-        ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port.
+        ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port, or
+            names one of this machine that is taken.
     """
     if num_machines > 1 and dist_url == "auto":
         raise ValueError(
             "several machines need --dist-url tcp://HOST:PORT of machine 0 (auto is for one)"
         )
     world_size = num_gpus * num_machines
+    if world_size > 1 and machine_rank == 0 and dist_url.startswith("tcp:"):
+        _check_port(dist_url)
     if torch.device(device).type == "cuda" or world_size == 1:
         return engine.launch(main, num_gpus, num_machines, machine_rank, dist_url, args)
     if dist_url == "auto":
@@ -67,9 +72,23 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
     )
 
 
-def _free_port() -> int:
-    import socket
+def _check_port(dist_url: str) -> None:
+    """A process would say so, too, at the end of a long traceback."""
+    port = urlsplit(dist_url).port
+    if port is None:
+        raise ValueError(f"--dist-url is {dist_url}; it needs a port, tcp://HOST:PORT")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("", port))
+        except OSError as error:
+            raise ValueError(
+                f"--dist-url is {dist_url}, but port {port} of this machine cannot be had "
+                f"({error.strerror}); name another one"
+            ) from error
 
+
+def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]

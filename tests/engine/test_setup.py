@@ -3,12 +3,14 @@
 import argparse
 import io
 import logging
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import INSTANT_TEST
 
+from d2_pixcontrast.compat import launch
 from d2_pixcontrast.engine import (
     default_argument_parser,
     make_output_dir,
@@ -57,6 +59,19 @@ def test_a_flag_behind_the_pairs_is_no_key():
 
 def test_two_trainings_on_a_machine_do_not_share_a_port():
     assert default_argument_parser().parse_args([]).dist_url == "auto"
+
+
+def test_a_port_that_is_taken_is_told_before_any_process_starts():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {port} of this machine .*in use.*another"):
+            launch(None, 2, dist_url=f"tcp://127.0.0.1:{port}", device="cpu")
+        with pytest.raises(ValueError, match="several machines need"):
+            launch(None, 1, num_machines=2, device="cpu")
+    with pytest.raises(ValueError, match=r"--dist-url is tcp://host; it needs a port"):
+        launch(None, 1, num_machines=2, dist_url="tcp://host", device="cpu")
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), OSError("full"), FloatingPointError("NaN")])
