@@ -15,29 +15,46 @@ def write_report(grid) -> str:
         grid: a ``run_experiments.Grid``.
 
     Returns:
-        The table, in Markdown.
+        The tables, in Markdown.
 
     Raises:
         ValueError: no run is kept yet.
     """
-    runs = {name: _runs(grid, name) for name in grid.methods}
-    runs = {name: by_seed for name, by_seed in runs.items() if by_seed}
-    if not runs:
-        raise ValueError(f"{grid.results} holds no finished run yet")
-    cost_file = grid.results / "cost.json"
-    cost = json.loads(cost_file.read_text()) if cost_file.exists() else {}
-    methods = {
-        name: summary(by_seed, runs.get(grid.baseline, {})) for name, by_seed in runs.items()
-    }
-    for name, row in methods.items():
-        row["cost"] = relative_cost(cost.get(name), cost.get(grid.baseline))
+    runs = _all_runs(grid)
+    methods = summaries(grid, runs, grid.baseline)
     (grid.results / "results.json").write_text(
         json.dumps({"baseline": grid.baseline, "methods": methods}, indent=2) + "\n"
     )
-    text = table(methods, grid.baseline)
+    text = tables(methods, grid.baseline)
     (grid.results / "table.md").write_text(text)
     plot(runs, grid.results / "miou.svg")
     return text
+
+
+def compare(grid, against: str) -> str:
+    """The tables of :func:`write_report` with another baseline; nothing is written.
+
+    Args:
+        grid: a ``run_experiments.Grid``.
+        against: one of its methods.
+
+    Raises:
+        ValueError: no run is kept yet, of any method or of this one.
+    """
+    runs = _all_runs(grid)
+    if against not in runs:
+        raise ValueError(f"{grid.results} holds no finished run of {against}; of {list(runs)}")
+    return tables(summaries(grid, runs, against), against)
+
+
+def summaries(grid, runs: dict[str, dict[int, dict]], baseline: str) -> dict[str, dict]:
+    """By method its :func:`summary` and, where it was measured, its cost."""
+    cost_file = grid.results / "cost.json"
+    cost = json.loads(cost_file.read_text()) if cost_file.exists() else {}
+    methods = {name: summary(by_seed, runs.get(baseline, {})) for name, by_seed in runs.items()}
+    for name, row in methods.items():
+        row["cost"] = relative_cost(cost.get(name), cost.get(baseline))
+    return methods
 
 
 def summary(by_seed: dict[int, dict], baseline: dict[int, dict]) -> dict:
@@ -77,10 +94,35 @@ def relative_cost(own: dict | None, baseline: dict | None) -> dict | None:
     if own is None or baseline is None:
         return None
     return {
-        "time_ratio": own["time_ratio"],
+        "time_ratio": own["time_ratio"] / baseline["time_ratio"],
         "memory_ratio": own["peak_memory"] / baseline["peak_memory"],
         **own["inference"],
     }
+
+
+def tables(methods: dict[str, dict], baseline: str) -> str:
+    """Of the methods, and of their seeds."""
+    return table(methods, baseline) + "\n" + seeds_table(methods, baseline)
+
+
+def seeds_table(methods: dict[str, dict], baseline: str) -> str:
+    """mIoU with each seed, and in brackets the difference to the baseline's with the same one."""
+    seeds = sorted({seed for row in methods.values() for seed in row["seeds"]})
+    lines = [
+        f"| seed | {' | '.join(map(str, seeds))} |",
+        f"|---|{'---|' * len(seeds)}",
+    ]
+    by_seed = {name: dict(zip(row["seeds"], row["miou"])) for name, row in methods.items()}
+    base = by_seed.get(baseline, {})
+    for name, miou in by_seed.items():
+        cells = [name]
+        for seed in seeds:
+            cell = f"{miou[seed]:.2f}" if seed in miou else ""
+            if seed in miou and seed in base and name != baseline:
+                cell += f" ({miou[seed] - base[seed]:+.2f})"
+            cells.append(cell)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def table(methods: dict[str, dict], baseline: str) -> str:
@@ -127,6 +169,14 @@ def plot(runs: dict[str, dict[int, dict]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _all_runs(grid) -> dict[str, dict[int, dict]]:
+    runs = {name: _runs(grid, name) for name in grid.methods}
+    runs = {name: by_seed for name, by_seed in runs.items() if by_seed}
+    if not runs:
+        raise ValueError(f"{grid.results} holds no finished run yet")
+    return runs
 
 
 def _runs(grid, method: str) -> dict[int, dict]:

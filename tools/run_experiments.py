@@ -10,6 +10,7 @@ recipe than the grid's is refused, not mixed with the rest. Examples::
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --jobs 2
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --cost 12
     python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --report
+    python tools/run_experiments.py configs/experiments/camvid_cpu.yaml --against contextrast
 """
 
 import argparse
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import yaml
 from experiment_records import check_kept, lock, recipe, record_start, write_json
-from experiment_report import write_report
+from experiment_report import compare, write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "fvcore")
@@ -291,14 +292,16 @@ def main() -> None:
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of one run")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, on the CPU")
     parser.add_argument("--cost", type=int, metavar="N", help="measure N steps of each method")
-    parser.add_argument("--report", action="store_true", help="write the table and the plot")
+    parser.add_argument("--report", action="store_true", help="write the tables and the plot")
+    parser.add_argument("--against", metavar="METHOD", help="print the tables with this baseline")
     parser.add_argument("--opts", nargs="*", default=[], help="further KEY VALUE pairs")
     args = parser.parse_args()
     try:
         grid = Grid.load(args.grid)
-        unknown = set(args.methods or []) - set(grid.methods)
-        if unknown:
-            raise ValueError(f"--methods {sorted(unknown)}: {args.grid} has {list(grid.methods)}")
+        named = {"--methods": args.methods or [], "--against": [args.against or grid.baseline]}
+        for flag, methods in named.items():
+            if unknown := set(methods) - set(grid.methods):
+                raise ValueError(f"{flag} {sorted(unknown)}: {args.grid} has {list(grid.methods)}")
         unknown = set(args.seeds or []) - set(grid.seeds)
         if unknown:
             raise ValueError(f"--seeds {sorted(unknown)}: {args.grid} has {grid.seeds}")
@@ -307,6 +310,8 @@ def main() -> None:
         check_kept(grid, ROOT, args.opts)
         if args.report:
             return say(write_report(grid))
+        if args.against:
+            return say(compare(grid, args.against))
         runs = grid.runs(args.methods or list(grid.methods), args.seeds or grid.seeds)
         left = [run for run in runs if not grid.kept(*run).exists()]
         say(f"{len(runs) - len(left)} of {len(runs)} runs are there")

@@ -309,6 +309,33 @@ def test_the_report_is_a_function_of_the_runs(tool, tmp_path):
     assert (grid.results / "miou.svg").read_bytes() == plot
 
 
+def test_the_seeds_table_has_every_run_and_its_difference(tool, tmp_path):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    keep(tool, grid, {"ce": [50.0, 51.0], "ours": [52.5, 50.0, 53.0]})
+    lines = tool.write_report(grid).splitlines()
+    assert lines[-2:] == [
+        "| ce | 50.00 | 51.00 |  |",
+        "| ours | 52.50 (+2.50) | 50.00 (-1.00) | 53.00 |",
+    ]
+
+
+def test_methods_can_be_compared_with_another_than_the_baseline(tool, tmp_path):
+    grid = tool.Grid.load(grid_file(tmp_path))
+    keep(tool, grid, {"ce": [50.0, 51.0], "ours": [52.0, 54.0]})
+    inference = {"parameters": 3, "gflops": 1.0}
+    costs = {
+        name: {"time_ratio": ratio, "peak_memory": 10 * ratio, "inference": inference}
+        for name, ratio in (("ce", 1.0), ("ours", 1.25))
+    }
+    tool.write_json(grid.results / "cost.json", costs)
+    text = tool.compare(grid, "ours")
+    assert "| ce | 2 | 50.50 | 0.71 | -2.50 ± 6.35 | 0.80 | 0.80 | 3, 1.000 |" in text
+    assert "| ce | 50.00 (-2.00) | 51.00 (-3.00) |" in text
+    assert not (grid.results / "table.md").exists()
+    with pytest.raises(ValueError, match="no finished run of other; of"):
+        tool.compare(grid, "other")
+
+
 def test_no_runs_is_no_report(tool, tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         tool.write_report(tool.Grid.load(grid_file(tmp_path)))
