@@ -111,21 +111,34 @@ def test_hardest_in_a_bank_equals_the_dense_formula(budget, chunk, temperature, 
     torch.testing.assert_close(grad, expected_grad, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("modes", [("all", "hardest"), ("hardest", "all"), ("hardest", "hardest")])
+@pytest.mark.parametrize(
+    "modes",
+    [
+        *(("all", "hardest"), ("hardest", "all"), ("hardest", "hardest")),
+        *(("semi_hard", "semi_hard"), ("all", "semi_hard")),  # with room for the whole pool
+    ],
+)
 @pytest.mark.parametrize("with_batch", [False, True])
 def test_positives_may_have_a_mode_of_their_own(modes, with_batch):
     """Against a loop over anchors that sorts: of bank and batch each."""
     anchors, labels, mask, bank = random_case(20, 3, (9, 6), seed=7)
-    mining = Mining(modes[0], num_positives=2, num_negatives=3, positive_mode=modes[1])
-    result = pixel_contrast_loss(
-        anchors, labels, mask=mask, bank=bank, with_batch=with_batch, mining=mining, temperature=0.3
-    )
+    numbers = (99, 99) if "semi_hard" in modes else (2, 3)
+    mining = Mining(modes[0], *numbers, hard_fraction=0.4, positive_mode=modes[1])
+    options = {"mask": mask, "bank": bank, "with_batch": with_batch, "mining": mining}
+    keys = random_keys(0, 0, torch.arange(20), 1)[:, 0]
+    result = pixel_contrast_loss(anchors, labels, row_keys=keys, temperature=0.3, **options)
     stores = [
         [(rows[c, m], c) for c in range(len(fill)) for m in range(fill[c])] for rows, fill in bank
     ]
     sets = [stores[0] + stores[1]]
     if with_batch:
         sets.append([(anchors[j], int(labels[j])) for j in range(20) if mask[j]])
+
+    def hardest(logits, mode, limit):
+        """The first ones, of a sorted list."""
+        pool = math.ceil(round(0.4 * len(logits), 9))
+        return logits[: {"all": None, "hardest": limit, "semi_hard": pool}[mode]]
+
     losses = []
     for i in [i for i in range(20) if mask[i]]:
         chosen = {"positive": [], "negative": []}
@@ -133,10 +146,8 @@ def test_positives_may_have_a_mode_of_their_own(modes, with_batch):
             logits = [((anchors[i] @ row).item() / 0.3, c) for row, c in entries]
             same = [s for s, c in logits if c == labels[i] and not math.isclose(s, 1 / 0.3)]
             other = [s for s, c in logits if c != labels[i]]
-            keep = {"all": slice(None), "hardest": slice(2)}[modes[1]]
-            chosen["positive"] += sorted(same)[keep]
-            keep = {"all": slice(None), "hardest": slice(3)}[modes[0]]
-            chosen["negative"] += sorted(other, reverse=True)[keep]
+            chosen["positive"] += hardest(sorted(same), modes[1], numbers[0])
+            chosen["negative"] += hardest(sorted(other, reverse=True), modes[0], numbers[1])
         total = sum(math.exp(s) for s in chosen["negative"])
         pairs = [math.log(math.exp(s) + total) - s for s in chosen["positive"]]
         losses += [sum(pairs) / len(pairs)] if pairs else []
