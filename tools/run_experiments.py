@@ -292,8 +292,9 @@ def main() -> None:
     parser.add_argument("--num-gpus", type=int, default=1, help="processes of one run")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, on the CPU")
     parser.add_argument("--cost", type=int, metavar="N", help="measure N steps of each method")
-    parser.add_argument("--report", action="store_true", help="write the tables and the plot")
-    parser.add_argument("--against", metavar="METHOD", help="print the tables with this baseline")
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--report", action="store_true", help="write the tables and the plot")
+    tables.add_argument("--against", metavar="METHOD", help="print the tables with this baseline")
     parser.add_argument("--opts", nargs="*", default=[], help="further KEY VALUE pairs")
     args = parser.parse_args()
     try:

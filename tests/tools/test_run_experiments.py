@@ -160,7 +160,7 @@ class FakeRuns:
         self.started.append(folder.name)
         self.environments.append(env)
         self.barrier.wait(timeout=20)  # breaks where fewer than these run at once
-        time.sleep(0.2 if self.failing else 0)  # as long as it takes to hear of a failure
+        time.sleep(1.0 if self.failing else 0)  # as long as it takes to hear of a failure
         line = {"iteration": 3, "sem_seg/mIoU": 50.0, "time": 0.1}
         (folder / "metrics.json").write_text(json.dumps(line))
         return subprocess.CompletedProcess(command, int(folder.name in self.failing))
@@ -243,8 +243,7 @@ def test_after_a_failure_nothing_more_is_begun(tool, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"ours, seed 3 ended with 1; see .*console\.log"):
         tool.train_all(grid, runs, jobs=1, num_gpus=1, opts=[])
     assert grid.kept("ce", 3).exists() and not grid.kept("ours", 3).exists()
-    assert fake.started[:2] == ["ce_3", "ours_3"]
-    assert len(fake.started) < len(runs)  # those that begin until the failure is heard of
+    assert fake.started in (["ce_3", "ours_3"], ["ce_3", "ours_3", "other_3"])
 
 
 def test_a_methods_config_file_is_the_config_with_its_options(tool, tmp_path):
