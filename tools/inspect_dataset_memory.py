@@ -12,17 +12,13 @@ itself. Example::
         MODEL.WEIGHTS output/mcibi/model_final.pth
 """
 
-import argparse
 import contextlib
 import itertools
-import json
-import logging
 import statistics
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
+from inspection import inspection_parser, run_inspection
 from torch import nn
 from torch.nn import functional as F
 
@@ -134,25 +130,17 @@ def table(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = inspection_parser(__doc__)
     parser.add_argument("--images", type=int, default=20, help="of DATASETS.TEST, evenly spread")
-    parser.add_argument("--json", type=Path, help="write the result there, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
-    try:
-        cfg = load_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-        if not cfg.MODEL.DATASET_MEMORY.ENABLED:
-            raise ValueError("the config has no MODEL.DATASET_MEMORY.ENABLED")
-        result = inspect(*_model_and_images(cfg, args.images))
-    except (ValueError, OSError) as error:
-        sys.exit(f"inspect_dataset_memory.py: {error}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(table(result))
+    run_inspection(parser, _inspect)
+
+
+def _inspect(args) -> tuple[dict, str]:
+    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    if not cfg.MODEL.DATASET_MEMORY.ENABLED:
+        raise ValueError("the config has no MODEL.DATASET_MEMORY.ENABLED")
+    result = inspect(*_model_and_images(cfg, args.images))
+    return result, table(result)
 
 
 def _model_and_images(cfg, count: int):

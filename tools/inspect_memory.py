@@ -10,14 +10,10 @@ share is given for each class, for all pairs, and for those that ``semi_hard`` m
         MODEL.WEIGHTS output/mem/model_0002499.pth
 """
 
-import argparse
-import json
-import logging
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+from inspection import inspection_parser, run_inspection
 from torch.nn import functional as F
 
 from d2_pixcontrast.contrast import ClassEntries, Mining
@@ -96,23 +92,14 @@ def table(result: dict, names: Sequence[str], hard_fraction: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--json", type=Path, help="write the result there, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
-    try:
-        cfg = load_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
-        fraction = cfg.MODEL.PIXEL_CONTRAST.MINING.HARD_FRACTION
-        result = inspect(_bank(cfg), fraction)
-    except (ValueError, OSError) as error:
-        sys.exit(f"inspect_memory.py: {error}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(table(result, class_names(cfg), fraction))
+    run_inspection(inspection_parser(__doc__), _inspect)
+
+
+def _inspect(args) -> tuple[dict, str]:
+    cfg = load_cfg(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    fraction = cfg.MODEL.PIXEL_CONTRAST.MINING.HARD_FRACTION
+    result = inspect(_bank(cfg), fraction)
+    return result, table(result, class_names(cfg), fraction)
 
 
 def _bank(cfg) -> list[ClassEntries]:

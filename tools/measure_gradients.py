@@ -12,14 +12,10 @@ Without a trained checkpoint as MODEL.WEIGHTS this is the first step of a traini
 after their warm-up, and memories are filled with the batches before.
 """
 
-import argparse
-import json
-import logging
 import statistics
-import sys
-from pathlib import Path
 
 import torch
+from inspection import inspection_parser, run_inspection
 
 from d2_pixcontrast.engine import SemSegCheckpointer, Trainer, load_cfg
 from d2_pixcontrast.modeling import TrainingProgress
@@ -99,22 +95,14 @@ def table(result: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = inspection_parser(__doc__)
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="write the result there, too")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
-    logging.disable(logging.INFO)
-    try:
-        result = measure(load_cfg(args.config_file, args.opts), args.batches)
-    except (ValueError, OSError) as error:
-        sys.exit(f"measure_gradients.py: {error}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(table(result))
+    run_inspection(parser, _inspect)
+
+
+def _inspect(args) -> tuple[dict, str]:
+    result = measure(load_cfg(args.config_file, args.opts), args.batches)
+    return result, table(result)
 
 
 if __name__ == "__main__":
