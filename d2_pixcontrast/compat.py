@@ -4,6 +4,8 @@ Everything else in the package imports detectron2 after this module, so that a m
 gives one clear message.
 """
 
+import datetime
+import inspect
 import socket
 import warnings
 from urllib.parse import urlsplit
@@ -42,13 +44,25 @@ __all__ = [
 ]
 
 DETECTRON2_VERSION = detectron2.__version__
+_IS_MAIN = hasattr(comm, "create_local_process_group")
+
+# DDP's option, and what torch 2.14 deprecates it for.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = (
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
+)
+
+# How long a process waits for another one, as in detectron2; NCCL's own ten minutes are less than
+# an evaluation may take longer on one than on another.
+_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args=(), device="cuda"):
     """:func:`detectron2.engine.launch`, on the CPU too.
 
-    With ``device`` "cuda" this is detectron2's own. Otherwise ``num_gpus`` processes talk over
-    gloo: 0.5 refuses to start without CUDA, and main would choose NCCL where a GPU is visible.
+    On GPUs this is main's own. Version 0.5 lets the processes meet before each has its GPU, so that
+    all of them open a context on the first one; with it, and on the CPU, where 0.5 refuses to
+    start and main would choose NCCL if a GPU is visible, the processes are started here.
 
     Raises:
         ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port, or
@@ -61,14 +75,15 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
     world_size = num_gpus * num_machines
     if world_size > 1 and machine_rank == 0 and dist_url.startswith("tcp:"):
         _check_port(dist_url)
-    if torch.device(device).type == "cuda" or world_size == 1:
+    on_gpus = torch.device(device).type == "cuda"
+    if world_size == 1 or (on_gpus and _IS_MAIN):
         return engine.launch(main, num_gpus, num_machines, machine_rank, dist_url, args)
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     torch.multiprocessing.spawn(
-        _gloo_worker,
+        _worker,
         nprocs=num_gpus,
-        args=(main, world_size, num_gpus, machine_rank, dist_url, args),
+        args=(main, on_gpus, world_size, num_gpus, machine_rank, dist_url, args),
     )
 
 
@@ -94,9 +109,20 @@ def _free_port() -> int:
         return sock.getsockname()[1]
 
 
-def _gloo_worker(local_rank, main, world_size, per_machine, machine_rank, dist_url, args):
-    rank = machine_rank * per_machine + local_rank
-    dist.init_process_group("gloo", init_method=dist_url, world_size=world_size, rank=rank)
+def _worker(local_rank, main, on_gpus, world_size, per_machine, machine_rank, dist_url, args):
+    device = {}
+    if on_gpus:
+        torch.cuda.set_device(local_rank)  # first of all, or the others would use GPU 0, too
+        # Else NCCL guesses a barrier's GPU from the rank, which is wrong on a second machine.
+        device["device_id"] = torch.device("cuda", local_rank)
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo",
+        init_method=dist_url,
+        world_size=world_size,
+        rank=machine_rank * per_machine + local_rank,
+        timeout=_TIMEOUT,
+        **device,
+    )
     try:
         _create_local_process_group(per_machine)
         comm.synchronize()
@@ -111,7 +137,7 @@ def _gloo_worker(local_rank, main, world_size, per_machine, machine_rank, dist_u
 
 def _create_local_process_group(per_machine: int) -> None:
     """Tell ``comm`` which ranks share this machine (0.5 has no function for it)."""
-    if hasattr(comm, "create_local_process_group"):
+    if _IS_MAIN:
         comm.create_local_process_group(per_machine)
         return
     for start in range(0, dist.get_world_size(), per_machine):
@@ -131,7 +157,7 @@ def create_ddp_model(model: torch.nn.Module) -> torch.nn.Module:
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
     device_ids = [comm.get_local_rank()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=device_ids, **{_SYNC_BUFFERS: False})
 
 
 def current_event_storage() -> EventStorage | None:

@@ -65,6 +65,7 @@ def test_two_machines_train_end_to_end(tmp_path):
     for process, log in runs:
         code, text = finish(process, log)
         assert code == 0, text[-3000:]
+        assert "broadcast_buffers" not in text  # of which torch 2.14 says that it is deprecated
     assert "World size: 2" in (tmp_path / "machine0" / "log.txt").read_text()
     state = torch.load(tmp_path / "machine0" / "model_final.pth", weights_only=True)
     assert state["iteration"] == 5

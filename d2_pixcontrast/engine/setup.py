@@ -142,6 +142,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     _check_processes(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1))
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
+    if hasattr(args, "num_machines"):
+        _check_starter(args.num_machines)
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
         term_classes(cfg)  # which raises for unknown names
@@ -162,8 +164,27 @@ def _check_processes(device: str, processes: int) -> None:
     if processes > there:
         raise ValueError(f"--num-gpus is {processes}, but torch sees {there} on this machine")
     number = torch.device(device).index
+    if number is not None and processes > 1:
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, one GPU, and --num-gpus {processes}; with 'cuda' each "
+            "process has its own (CUDA_VISIBLE_DEVICES chooses them)"
+        )
     if number is not None and number >= there:
         raise ValueError(f"MODEL.DEVICE is {device!r}, but torch sees {there} GPUs, from cuda:0")
+
+
+def _check_starter(machines: int) -> None:
+    """Others start every process; each would be a training of its own, all in one OUTPUT_DIR."""
+    for starter, mark, count in (
+        ("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"),
+        ("srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"),
+    ):
+        started = int(os.environ.get(count, 1)) if mark in os.environ else 1
+        if started > machines:
+            raise ValueError(
+                f"{starter} has started {started} of these ({count}), for --num-machines "
+                f"{machines}; start one per machine, which starts the --num-gpus processes itself"
+            )
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:
@@ -207,6 +228,9 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     import_plugins()
     register_folders_of(cfg)
+    device = torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # which detectron2 waits for, and whose memory it logs
     with _training_config_kept(cfg.OUTPUT_DIR, args.eval_only):
         default_setup(cfg, args)
     logger = setup_logger(
@@ -221,9 +245,10 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _training_config_kept(folder: str, eval_only: bool):
     """Puts back the ``config.yaml`` that was there before; an evaluation's own is kept beside."""
     path = Path(folder) / CONFIG_FILE
-    before = path.read_bytes() if path.exists() else None
+    main = comm.is_main_process()
+    before = path.read_bytes() if main and path.exists() else None
     yield
-    if comm.is_main_process():
+    if main:
         if eval_only:
             path.replace(path.with_name("config_eval.yaml"))
         if before is not None:
@@ -245,9 +270,10 @@ def one_line_errors(cfg: CfgNode, prog: str = "train_net.py"):
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         text = _text(error)
         if isinstance(error, RuntimeError):
-            if not _has_lost_a_process(error):
+            cause = _of_a_lost_process(error)
+            if not cause:
                 raise
-            text = f"another process of this run has ended or cannot be reached ({text})"
+            text = f"{cause} ({text})"
         path = os.path.join(cfg.OUTPUT_DIR, f"traceback_rank{comm.get_rank()}.txt")
         with contextlib.suppress(OSError), open(path, "w") as file:
             file.write(traceback.format_exc())
@@ -290,9 +316,16 @@ def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
     return results
 
 
-def _has_lost_a_process(error: RuntimeError) -> bool:
-    """Whether a collective failed: a type of its own from NCCL, gloo's transport from gloo."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+def _of_a_lost_process(error: RuntimeError) -> str:
+    """What the failure of a collective means; "" = it is another error."""
+    if "gloo/transport" in str(error):
+        return "another process of this run has ended or cannot be reached"
+    if isinstance(error, dist.DistError):  # NCCL has one type for all that goes wrong
+        return (
+            "the processes of this run cannot talk to each other: one has ended, which tells why "
+            "itself, or NCCL does not work here, of which NCCL_DEBUG=INFO tells more"
+        )
+    return ""
 
 
 def _text(error: Exception) -> str:

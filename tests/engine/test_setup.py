@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import INSTANT_TEST
 
+from d2_pixcontrast import compat
 from d2_pixcontrast.compat import launch
 from d2_pixcontrast.engine import (
     default_argument_parser,
     make_output_dir,
     one_line_errors,
+    setup,
     setup_cfg,
 )
 
@@ -36,6 +39,7 @@ def arguments(*opts, num_gpus=1):
         ("cpu", -1, "--num-gpus is -1"),
         ("cuda", 4, "--num-gpus is 4, but torch sees 2"),
         ("cuda:2", 1, "MODEL.DEVICE is 'cuda:2', but torch sees 2 GPUs"),
+        ("cuda:1", 2, "MODEL.DEVICE is 'cuda:1', one GPU, and --num-gpus 2; with 'cuda' each"),
         ("cpu", 4, None),
         ("cuda:1", 1, None),
         ("cuda", 2, None),
@@ -55,6 +59,64 @@ def test_as_many_processes_as_gpus(monkeypatch, device, processes, message):
 def test_a_flag_behind_the_pairs_is_no_key():
     with pytest.raises(ValueError, match="--eval-only has to stand before the KEY VALUE pairs"):
         setup_cfg(arguments("MODEL.WEIGHTS", "x.pth", "--eval-only"))
+
+
+@pytest.mark.parametrize(
+    "starter, environment",
+    [
+        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}),
+        ("srun", {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}),
+    ],
+)
+def test_a_process_per_gpu_that_something_else_starts_is_refused(starter, environment, monkeypatch):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    args = arguments("MODEL.DEVICE", "cpu")
+    with pytest.raises(ValueError, match=rf"{starter} has started 4 of these .*--num-machines 1;"):
+        setup_cfg(args)
+    args.num_machines = 4  # one on each is as it should be
+    setup_cfg(args)
+
+
+def test_a_gpu_is_the_process_own_before_it_meets_the_others(monkeypatch):
+    """In the place of detectron2 0.5's own worker: process 1 of the second machine, two on each."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("gpu", device)))
+    monkeypatch.setattr(
+        compat.dist, "init_process_group", lambda *args, **kw: calls.append((*args, kw))
+    )
+    monkeypatch.setattr(compat.dist, "destroy_process_group", lambda: calls.append("end"))
+    monkeypatch.setattr(compat, "_create_local_process_group", calls.append)
+    monkeypatch.setattr(compat.comm, "synchronize", lambda: calls.append("all meet"))
+    compat._worker(1, lambda: calls.append("main"), True, 4, 2, 1, "tcp://host:1", ())
+    (_, group) = calls.pop(1)
+    assert calls == [("gpu", 1), 2, "all meet", "main", "all meet", "end"]
+    assert (group["rank"], group["world_size"]) == (3, 4)
+    assert group["device_id"] == torch.device("cuda", 1)
+    assert group["timeout"].total_seconds() == 1800
+
+
+def test_a_chosen_gpu_is_the_current_one(small_cfg, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(setup, "default_setup", lambda *_: None)
+    for device in ("cpu", "cuda", "cuda:1"):
+        small_cfg.MODEL.DEVICE = device
+        setup.prepare(small_cfg, argparse.Namespace(eval_only=False))
+    assert chosen == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed"), "another process of"),
+        (dist.DistBackendError("NCCL error: Duplicate GPU"), "cannot talk .* NCCL_DEBUG=INFO"),
+    ],
+)
+def test_failed_collectives_are_told_for_what_they_may_be(small_cfg, error, message):
+    make_output_dir(small_cfg)
+    with pytest.raises(SystemExit, match=message), one_line_errors(small_cfg):
+        raise error
 
 
 def test_two_trainings_on_a_machine_do_not_share_a_port():
