@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -259,6 +260,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """Detectron2's evaluation on DATASETS.TEST at a single scale, with TEST.SLIDING."""
+        take_norm_statistics_of_first_rank(model)
         return super().test(cfg, with_sliding_window(cfg, model), evaluators)
 
     @classmethod
@@ -272,6 +274,7 @@ class Trainer(DefaultTrainer):
         Returns:
             results like :meth:`test`'s, under "sem_seg_TTA".
         """
+        take_norm_statistics_of_first_rank(model)
         model = with_sliding_window(cfg, model)
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
@@ -284,6 +287,21 @@ class Trainer(DefaultTrainer):
             if comm.is_main_process():
                 print_csv_format(results[name])
         return results[name] if len(results) == 1 else results
+
+
+def take_norm_statistics_of_first_rank(model: torch.nn.Module) -> None:
+    """Make the networks of all ranks the one that is saved; each evaluates a part of the images.
+
+    Without SyncBN (always so on CPUs) batch norm's running statistics are those of a rank's own
+    images. Training does not read them.
+    """
+    if comm.get_world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    dist.broadcast(statistic, 0)
 
 
 def merge_results(results: dict, more: dict) -> None:

@@ -1,12 +1,16 @@
 """Which evaluations are run, under which names, and where their files go."""
 
+import copy
 import json
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import INSTANT_TEST
 from detectron2.modeling import build_model
+from ranks import run_ranks
 
-from d2_pixcontrast.engine import Trainer, evaluate
+from d2_pixcontrast.engine import Trainer, evaluate, load_cfg
 from d2_pixcontrast.engine.trainer import merge_results
 from d2_pixcontrast.evaluation import SemSegEvaluator
 from d2_pixcontrast.modeling.inference import MultiScaleFlip, SlidingWindow
@@ -122,3 +126,32 @@ def test_training_tests_at_several_scales_once_at_its_end(cfg, tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "output" / "metrics.json").open()]
     assert lines[-1]["sem_seg_TTA/mIoU"] == results["sem_seg_TTA"]["mIoU"]
     assert trainer.model.training  # evaluation leaves the model as it was
+
+
+def _statistics_after_tests(rank, folder):
+    """Batch norm's of two evaluations, each after statistics that only this rank has."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", world_size=2, rank=rank)
+    cfg = load_cfg(str(INSTANT_TEST), ["DATASETS.TEST", "()"])
+    torch.manual_seed(rank)
+    norms = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, track_running_stats=False)
+    )
+    found = []
+    for test in (Trainer.test, Trainer.test_with_TTA):
+        norms(torch.randn(2, 3, 4, 4))
+        before = [norms[0].running_mean.clone(), norms[0].running_var.clone()]
+        test(cfg, norms)
+        after = [norms[0].running_mean, norms[0].running_var]
+        found.append((before, copy.deepcopy(after)))
+    torch.save(found, f"{folder}/rank{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_all_ranks_evaluate_the_network_that_is_saved(tmp_path):
+    """The first one's. Without SyncBN each has batch norm's statistics of its own images."""
+    run_ranks(_statistics_after_tests, (str(tmp_path),), 2)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pth") for rank in range(2))
+    for (saved, evaluated), (before, others) in zip(first, second, strict=True):
+        for own, here, differs, there in zip(saved, evaluated, before, others, strict=True):
+            assert not torch.equal(own, differs)
+            assert torch.equal(own, here) and torch.equal(own, there)
