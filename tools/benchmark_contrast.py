@@ -357,6 +357,8 @@ def compare(preset: str, device: str, rounds: int) -> dict:
             if number:  # the first one warms up
                 steps[form].append(taken)
     del problem
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # for the processes that measure memory
     result = {
         form: {
             "seconds": statistics.median(s.seconds for s in steps[form]),
@@ -399,6 +401,8 @@ def main(argv=None) -> None:
         parser.error("--rounds has to be at least 1")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
+    if args.device.startswith("cuda:"):
+        torch.cuda.set_device(args.device)  # which is waited for, and whose memory is read
     if args.memory_of:
         step(PRESETS[args.preset](args.device, tiny=True), args.memory_of)  # loads the libraries
         peak = extra_bytes(PRESETS[args.preset](args.device), args.memory_of)

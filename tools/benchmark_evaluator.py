@@ -81,7 +81,7 @@ def measure(evaluators: dict, inputs: list, outputs: list, args) -> dict[str, fl
 
 def _synchronize(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def main() -> None:

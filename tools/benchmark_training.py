@@ -2,9 +2,9 @@
 """Time and memory per training iteration of several configs, and the time relative to the first.
 
 The steps of the models alternate, on the same batches, so that whatever else the machine does hits
-all of them alike; the ratio is that of the medians. Data loading is not part of a step. Terms are
-timed after their warm-up. Peak memory is that of two steps in a fresh process: allocated on a GPU,
-else resident (Linux). Example::
+all of them alike; the ratio is that of the medians. A step is the training's own, with mixed
+precision and records, without data loading. Terms are timed after their warm-up. Peak memory is
+that of two steps in a fresh process: allocated on a GPU, else resident (Linux). Example::
 
     python tools/benchmark_training.py A_ce.yaml A_pixcontrast.yaml --iterations 20 --json out.json
 """
@@ -20,34 +20,56 @@ import time
 from pathlib import Path
 
 import torch
+from detectron2.utils.events import EventStorage
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 
 from d2_pixcontrast import inference_config
 from d2_pixcontrast.engine import Trainer, load_cfg
+from d2_pixcontrast.engine.step import StepTrainer
 from d2_pixcontrast.modeling import TrainingProgress
 from d2_pixcontrast.solver import build_optimizer
 
 
+class Feed:
+    """A data loader that gives the batch that it has been given."""
+
+    batch: list[dict]
+
+    def __iter__(self):
+        while True:
+            yield self.batch
+
+
 class Contestant:
-    """One config's model and optimiser."""
+    """One config's model, and the steps that its training takes."""
 
     def __init__(self, path: str, opts: list[str]):
         self.cfg = load_cfg(path, opts)
+        if self.cfg.MODEL.DEVICE.startswith("cuda"):
+            torch.cuda.set_device(torch.device(self.cfg.MODEL.DEVICE).index or 0)
         self.model = Trainer.build_model(self.cfg).train()
-        self.optimizer = build_optimizer(self.cfg, self.model)
         self.seconds: list[float] = []
+        self._feed = Feed()
+        amp = self.cfg.SOLVER.AMP
+        self._trainer = StepTrainer(
+            self.model,
+            self._feed,
+            build_optimizer(self.cfg, self.model),
+            amp_dtype=amp.DTYPE if amp.ENABLED else None,
+        )
+        self._trainer.iter = 1
+        self._storage = EventStorage()
         for module in self.model.modules():
             if hasattr(module, "set_progress"):
                 module.set_progress(TrainingProgress(iteration=1, max_iter=1))
 
     def step(self, batch) -> None:
+        self._feed.batch = batch
         _synchronize()
         start = time.perf_counter()
-        losses = sum(self.model(batch).values())
-        self.optimizer.zero_grad()
-        losses.backward()
-        self.optimizer.step()
+        with self._storage:
+            self._trainer.run_step()
         _synchronize()
         self.seconds.append(time.perf_counter() - start)
 
@@ -81,7 +103,10 @@ class _Logits(torch.nn.Module):
 def peak_memory(path: str, opts: list[str]) -> int:
     """Bytes at the peak of two training steps, in a fresh process."""
     command = [sys.executable, __file__, path, "--peak-memory", "--opts", *opts]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise ValueError(f"the step of {path} cannot be measured, see above")
+    return int(run.stdout)
 
 
 def own_peak_memory(path: str, opts: list[str]) -> int:
@@ -128,6 +153,7 @@ def _run(args: argparse.Namespace) -> None:
         sys.stdout.write(f"{own_peak_memory(args.configs[0], args.opts)}\n")
         return
 
+    peaks = [peak_memory(path, args.opts) for path in args.configs]  # while a GPU is empty
     contestants = [Contestant(path, args.opts) for path in args.configs]
     batches = iter(Trainer.build_train_loader(contestants[0].cfg))
     for _ in range(args.warm_up + args.iterations):
@@ -140,11 +166,13 @@ def _run(args: argparse.Namespace) -> None:
         path: {
             "seconds": median,
             "time_ratio": median / medians[0],
-            "peak_memory": peak_memory(path, args.opts),
+            "peak_memory": peak,
             "training_parameters": sum(p.numel() for p in contestant.model.parameters()),
             "inference": contestant.plain_cost(batch),
         }
-        for path, median, contestant in zip(args.configs, medians, contestants, strict=True)
+        for path, median, peak, contestant in zip(
+            args.configs, medians, peaks, contestants, strict=True
+        )
     }
     text = json.dumps(result, indent=2)
     sys.stdout.write(text + "\n")
