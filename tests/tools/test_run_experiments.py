@@ -54,10 +54,10 @@ def keep(tool, grid, values):
 def test_the_grids_name_configs_that_exist(tool, path):
     grid = tool.Grid.load(path)
     assert grid.results.name == path.stem
-    if not path.stem.endswith("_tuning"):
+    if not path.stem.endswith(("_tuning", "_ablation")):
         assert len(grid.seeds) >= 5
         return
-    # Hyper-parameters may be chosen with fewer seeds, but not on the images that are reported.
+    # Settings may be tried with fewer seeds, but not on the images that are reported.
     assert grid.seeds
     for method in grid.methods.values():
         datasets = load_cfg(str(method.config), [*grid.opts, *method.opts]).DATASETS
