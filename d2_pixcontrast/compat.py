@@ -128,11 +128,18 @@ def _worker(local_rank, main, on_gpus, world_size, per_machine, machine_rank, di
         comm.synchronize()
         main(*args)
         comm.synchronize()  # a rank that leaves while another still talks to it aborts that one
-    finally:
-        # Groups that outlive the process group make some exits abort.
-        comm._LOCAL_PROCESS_GROUP = None
-        comm._get_global_gloo_group.cache_clear()
-        dist.destroy_process_group()
+    except BaseException:
+        if not on_gpus:  # NCCL would wait here for the others, which wait for this process
+            _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    # Groups that outlive the process group make some exits abort.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    dist.destroy_process_group()
 
 
 def _create_local_process_group(per_machine: int) -> None:

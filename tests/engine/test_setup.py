@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,22 +79,34 @@ def test_a_process_per_gpu_that_something_else_starts_is_refused(starter, enviro
     setup_cfg(args)
 
 
-def test_a_gpu_is_the_process_own_before_it_meets_the_others(monkeypatch):
-    """In the place of detectron2 0.5's own worker: process 1 of the second machine, two on each."""
+@pytest.fixture
+def calls(monkeypatch):
+    """What a worker does, with nothing behind it."""
     calls = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("gpu", device)))
-    monkeypatch.setattr(
-        compat.dist, "init_process_group", lambda *args, **kw: calls.append((*args, kw))
-    )
+    monkeypatch.setattr(compat.dist, "init_process_group", lambda *args, **kw: calls.append(kw))
     monkeypatch.setattr(compat.dist, "destroy_process_group", lambda: calls.append("end"))
     monkeypatch.setattr(compat, "_create_local_process_group", calls.append)
     monkeypatch.setattr(compat.comm, "synchronize", lambda: calls.append("all meet"))
+    return calls
+
+
+def test_a_gpu_is_the_process_own_before_it_meets_the_others(calls):
+    """In the place of detectron2 0.5's own worker: process 1 of the second machine, two on each."""
     compat._worker(1, lambda: calls.append("main"), True, 4, 2, 1, "tcp://host:1", ())
-    (_, group) = calls.pop(1)
+    group = calls.pop(1)
     assert calls == [("gpu", 1), 2, "all meet", "main", "all meet", "end"]
     assert (group["rank"], group["world_size"]) == (3, 4)
     assert group["device_id"] == torch.device("cuda", 1)
     assert group["timeout"].total_seconds() == 1800
+
+
+@pytest.mark.parametrize("on_gpus", [True, False])
+def test_a_process_that_fails_does_not_wait_for_the_others(calls, on_gpus):
+    """As ending NCCL's group would."""
+    with pytest.raises(SystemExit, match="the reason"):
+        compat._worker(0, sys.exit, on_gpus, 2, 2, 0, "tcp://host:1", ("the reason",))
+    assert ("end" in calls) != on_gpus
 
 
 def test_a_chosen_gpu_is_the_current_one(small_cfg, monkeypatch):
