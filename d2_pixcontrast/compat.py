@@ -6,6 +6,7 @@ gives one clear message.
 
 import datetime
 import inspect
+import os
 import socket
 import warnings
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ __all__ = [
 DETECTRON2_VERSION = detectron2.__version__
 _IS_MAIN = hasattr(comm, "create_local_process_group")
 
-# DDP's option, and what torch 2.14 deprecates it for.
+# DDP's option, and what torch 2.14 deprecates it for, which sends buffers once, at the start.
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = (
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
@@ -60,9 +61,9 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args=(), device="cuda"):
     """:func:`detectron2.engine.launch`, on the CPU too.
 
-    On GPUs this is main's own. Version 0.5 lets the processes meet before each has its GPU, so that
-    all of them open a context on the first one; with it, and on the CPU, where 0.5 refuses to
-    start and main would choose NCCL if a GPU is visible, the processes are started here.
+    On GPUs this is main's own. The processes are started here with version 0.5, where they meet
+    before each has its GPU (all on the first one, or on one that NCCL guesses from the rank), and
+    on the CPU, where 0.5 refuses to start and main would choose NCCL if a GPU is visible.
 
     Raises:
         ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port, or
@@ -75,6 +76,8 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
     world_size = num_gpus * num_machines
     if world_size > 1 and machine_rank == 0 and dist_url.startswith("tcp:"):
         _check_port(dist_url)
+    # Under torchrun, older torch would look for its store at dist_url, which nobody would serve.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     on_gpus = torch.device(device).type == "cuda"
     if world_size == 1 or (on_gpus and _IS_MAIN):
         return engine.launch(main, num_gpus, num_machines, machine_rank, dist_url, args)
@@ -112,8 +115,7 @@ def _free_port() -> int:
 def _worker(local_rank, main, on_gpus, world_size, per_machine, machine_rank, dist_url, args):
     device = {}
     if on_gpus:
-        torch.cuda.set_device(local_rank)  # first of all, or the others would use GPU 0, too
-        # Else NCCL guesses a barrier's GPU from the rank, which is wrong on a second machine.
+        torch.cuda.set_device(local_rank)
         device["device_id"] = torch.device("cuda", local_rank)
     dist.init_process_group(
         "nccl" if on_gpus else "gloo",
@@ -157,8 +159,8 @@ def _create_local_process_group(per_machine: int) -> None:
 def create_ddp_model(model: torch.nn.Module) -> torch.nn.Module:
     """DistributedDataParallel as detectron2 sets it up, for modules on the CPU too.
 
-    Buffers are not broadcast (memory banks are equal on all ranks by construction) and unused
-    parameters are not searched for (every term keeps an edge to its parameters).
+    Buffers are not broadcast in each step (memory banks are equal on all ranks by construction)
+    and unused parameters are not searched for (every term keeps an edge to its parameters).
     """
     if comm.get_world_size() == 1:
         return model

@@ -2,9 +2,10 @@
 """Time and memory per training iteration of several configs, and the time relative to the first.
 
 The steps of the models alternate, on the same batches, so that whatever else the machine does hits
-all of them alike; the ratio is that of the medians. A step is the training's own, with mixed
-precision and records, without data loading. Terms are timed after their warm-up. Peak memory is
-that of two steps in a fresh process: allocated on a GPU, else resident (Linux). Example::
+all of them alike; the ratio is that of the medians. A step is the training's own, mixed precision
+included, without data loading and the scalars that terms record every SCALARS_PERIOD. Terms are
+timed after their warm-up. Peak memory is that of two steps in a fresh process: allocated on a GPU,
+else resident (Linux). Example::
 
     python tools/benchmark_training.py A_ce.yaml A_pixcontrast.yaml --iterations 20 --json out.json
 """
@@ -46,17 +47,24 @@ class Contestant:
 
     def __init__(self, path: str, opts: list[str]):
         self.cfg = load_cfg(path, opts)
+        torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
         if self.cfg.MODEL.DEVICE.startswith("cuda"):
             torch.cuda.set_device(torch.device(self.cfg.MODEL.DEVICE).index or 0)
         self.model = Trainer.build_model(self.cfg).train()
         self.seconds: list[float] = []
         self._feed = Feed()
-        amp = self.cfg.SOLVER.AMP
+        solver = self.cfg.SOLVER
         self._trainer = StepTrainer(
             self.model,
             self._feed,
             build_optimizer(self.cfg, self.model),
-            amp_dtype=amp.DTYPE if amp.ENABLED else None,
+            amp_dtype=solver.AMP.DTYPE if solver.AMP.ENABLED else None,
+            max_skipped_steps=solver.MAX_SKIPPED_STEPS,
+            spike_factor=solver.LOSS_SPIKE_FACTOR,
+        )
+        # From 2**16 on the first steps of float16 would overflow, and leave the optimiser out.
+        self._trainer.grad_scaler = torch.amp.GradScaler(
+            self.model.device.type, init_scale=1.0, enabled=self._trainer.grad_scaler.is_enabled()
         )
         self._trainer.iter = 1
         self._storage = EventStorage()
@@ -133,7 +141,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     try:
         _run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"benchmark_training.py: {error}")
 
 

@@ -154,6 +154,9 @@ def train(
     command += ["--num-gpus", str(num_gpus), "--dist-url", "auto", "--resume", *opts]
     command += ["SEED", str(seed), "OUTPUT_DIR", str(folder)]
     environment = {**os.environ, **(threads(jobs) if jobs > 1 else {})}
+    # Callers that srun has started side by side are guarded by the lock; a training would refuse.
+    for mark in ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
+        environment.pop(mark, None)
     log = folder / "console.log"
     with lock(folder) as held:
         if held is None or grid.kept(method, seed).exists():

@@ -139,11 +139,12 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
     # The commands that look at a model have no such argument: they are one process.
-    _check_processes(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1))
+    machines = getattr(args, "num_machines", 1)
+    _check_processes(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1), machines)
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     if hasattr(args, "num_machines"):
-        _check_starter(args.num_machines)
+        _check_starter(machines)
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
         term_classes(cfg)  # which raises for unknown names
@@ -152,7 +153,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _check_processes(device: str, processes: int) -> None:
+def _check_processes(device: str, processes: int, machines: int) -> None:
     if processes < 1:
         raise ValueError(
             f"--num-gpus is {processes}; it is the number of processes on this machine, 1 or more, "
@@ -164,26 +165,33 @@ def _check_processes(device: str, processes: int) -> None:
     if processes > there:
         raise ValueError(f"--num-gpus is {processes}, but torch sees {there} on this machine")
     number = torch.device(device).index
-    if number is not None and processes > 1:
+    if number is not None and processes * machines > 1:
         raise ValueError(
-            f"MODEL.DEVICE is {device!r}, one GPU, and --num-gpus {processes}; with 'cuda' each "
-            "process has its own (CUDA_VISIBLE_DEVICES chooses them)"
+            f"MODEL.DEVICE is {device!r}, one GPU, for {processes * machines} processes; with "
+            "'cuda' each has its own (CUDA_VISIBLE_DEVICES chooses them)"
         )
     if number is not None and number >= there:
         raise ValueError(f"MODEL.DEVICE is {device!r}, but torch sees {there} GPUs, from cuda:0")
 
 
 def _check_starter(machines: int) -> None:
-    """Others start every process; each would be a training of its own, all in one OUTPUT_DIR."""
-    for starter, mark, count in (
-        ("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE"),
-        ("srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"),
-    ):
-        started = int(os.environ.get(count, 1)) if mark in os.environ else 1
-        if started > machines:
+    """Refuse a process per GPU that torchrun or srun has started: each would be a training of its
+    own, by default all in one OUTPUT_DIR."""
+    env = os.environ
+    torchrun = "torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", env.get("LOCAL_WORLD_SIZE", 1)
+    nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
+    here = int(env.get("SLURM_STEP_NUM_TASKS", 1)) / max(nodes, 1)
+    srun = "srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", here
+    for starter, mark, count, on_this_machine in (torchrun, srun):
+        # With a terminal, srun's other tasks do not run the program.
+        if mark not in env or (starter == "srun" and "SLURM_PTY_PORT" in env):
+            continue
+        started = int(env.get(count, 1))
+        if started > machines or float(on_this_machine) > 1:
             raise ValueError(
                 f"{starter} has started {started} of these ({count}), for --num-machines "
-                f"{machines}; start one per machine, which starts the --num-gpus processes itself"
+                f"{machines}; start one per machine, which starts the --num-gpus processes itself. "
+                f"Trainings apart, each with its own OUTPUT_DIR, are started with env -u {mark}"
             )
 
 
@@ -318,13 +326,13 @@ def evaluate(cfg: CfgNode, trainer_class, resume: bool = False) -> dict:
 
 def _of_a_lost_process(error: RuntimeError) -> str:
     """What the failure of a collective means; "" = it is another error."""
-    if "gloo/transport" in str(error):
-        return "another process of this run has ended or cannot be reached"
-    if isinstance(error, dist.DistError):  # NCCL has one type for all that goes wrong
+    if isinstance(error, dist.DistBackendError):  # NCCL's, for all that goes wrong
         return (
             "the processes of this run cannot talk to each other: one has ended, which tells why "
             "itself, or NCCL does not work here, of which NCCL_DEBUG=INFO tells more"
         )
+    if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+        return "another process of this run has ended or cannot be reached"
     return ""
 
 

@@ -297,11 +297,9 @@ def take_norm_statistics_of_first_rank(model: torch.nn.Module) -> None:
     """
     if comm.get_world_size() == 1:
         return
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            for statistic in (module.running_mean, module.running_var):
-                if statistic is not None:
-                    dist.broadcast(statistic, 0)
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.broadcast(buffer, 0)
 
 
 def merge_results(results: dict, more: dict) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def arguments(*opts, num_gpus=1):
         ("cpu", -1, "--num-gpus is -1"),
         ("cuda", 4, "--num-gpus is 4, but torch sees 2"),
         ("cuda:2", 1, "MODEL.DEVICE is 'cuda:2', but torch sees 2 GPUs"),
-        ("cuda:1", 2, "MODEL.DEVICE is 'cuda:1', one GPU, and --num-gpus 2; with 'cuda' each"),
+        ("cuda:1", 2, "MODEL.DEVICE is 'cuda:1', one GPU, for 2 processes; with 'cuda' each"),
         ("cpu", 4, None),
         ("cuda:1", 1, None),
         ("cuda", 2, None),
@@ -62,21 +63,59 @@ def test_a_flag_behind_the_pairs_is_no_key():
         setup_cfg(arguments("MODEL.WEIGHTS", "x.pth", "--eval-only"))
 
 
+def test_a_numbered_gpu_is_not_for_two_machines(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = arguments("MODEL.DEVICE", "cuda:1")
+    args.num_machines = 2
+    with pytest.raises(ValueError, match="one GPU, for 2 processes"):
+        setup_cfg(args)
+
+
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}
+
+
 @pytest.mark.parametrize(
-    "starter, environment",
+    "environment, machines, refused",
     [
-        ("torchrun", {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}),
-        ("srun", {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}, 1, "torchrun"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, 4, "torchrun"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, 1, "torchrun"),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}, 4, None),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "1"}, 1, "srun"),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "2"}, 4, "srun"),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "4"}, 4, None),
+        ({**SRUN, "SLURM_STEP_NUM_NODES": "1", "SLURM_PTY_PORT": "1"}, 1, None),
+        ({"WORLD_SIZE": "4", "SLURM_STEP_NUM_TASKS": "4"}, 1, None),  # of another program
     ],
 )
-def test_a_process_per_gpu_that_something_else_starts_is_refused(starter, environment, monkeypatch):
+def test_a_process_per_gpu_that_something_else_starts_is_refused(
+    environment, machines, refused, monkeypatch
+):
+    for key in (*TORCHRUN, *SRUN, "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_NODES", "SLURM_PTY_PORT"):
+        monkeypatch.delenv(key, raising=False)
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     args = arguments("MODEL.DEVICE", "cpu")
-    with pytest.raises(ValueError, match=rf"{starter} has started 4 of these .*--num-machines 1;"):
+    args.num_machines = machines
+    if refused is None:
         setup_cfg(args)
-    args.num_machines = 4  # one on each is as it should be
-    setup_cfg(args)
+        return
+    message = rf"{refused} has started 4 of these .*--num-machines {machines}; .*env -u [A-Z_]+_ID"
+    with pytest.raises(ValueError, match=message):
+        setup_cfg(args)
+
+
+def test_processes_meet_at_an_address_of_their_own_under_torchrun(monkeypatch):
+    """Its store is served by torchrun itself, and older torch would look for it anywhere."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    found = []
+    monkeypatch.setattr(
+        torch.multiprocessing, "spawn", lambda *_, **__: found.append({**os.environ})
+    )
+    launch(None, 2, device="cpu")
+    assert "TORCHELASTIC_USE_AGENT_STORE" not in found[0]
 
 
 @pytest.fixture
@@ -124,6 +163,7 @@ def test_a_chosen_gpu_is_the_current_one(small_cfg, monkeypatch):
     [
         (RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed"), "another process of"),
         (dist.DistBackendError("NCCL error: Duplicate GPU"), "cannot talk .* NCCL_DEBUG=INFO"),
+        (dist.DistNetworkError("client socket has timed out"), "another process of"),
     ],
 )
 def test_failed_collectives_are_told_for_what_they_may_be(small_cfg, error, message):

@@ -31,10 +31,11 @@ def test_two_configs_are_compared(benchmark, tmp_path, monkeypatch):
     assert min(first["peak_memory"], second["peak_memory"]) > 50e6  # of Python with torch
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_a_step_is_the_trainings(benchmark, amp):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_step_is_the_trainings(benchmark, dtype):
     """It changes the weights, in the precision of the config."""
-    opts = ["SOLVER.AMP.ENABLED", str(amp), "SOLVER.AMP.DTYPE", "bfloat16"]
+    amp = dtype != "float32"
+    opts = ["SOLVER.AMP.ENABLED", str(amp), *(("SOLVER.AMP.DTYPE", dtype) if amp else ())]
     contestant = benchmark.Contestant(str(INSTANT_TEST), opts)
     weight = contestant.model.sem_seg_head.predictor.weight
     before, dtypes = weight.detach().clone(), set()
@@ -42,7 +43,7 @@ def test_a_step_is_the_trainings(benchmark, amp):
         lambda _, __, output: dtypes.add(output.dtype)
     )
     contestant.step(next(iter(benchmark.Trainer.build_train_loader(contestant.cfg))))
-    assert dtypes == {torch.bfloat16 if amp else torch.float32}
+    assert dtypes == {getattr(torch, dtype)}
     assert not torch.equal(weight, before) and len(contestant.seconds) == 1
 
 

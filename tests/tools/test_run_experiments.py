@@ -192,6 +192,16 @@ def test_a_run_alone_has_the_cores_for_itself(tool, tmp_path, monkeypatch):
     assert not [env for env in fake.environments if tool.threads(2).keys() & env.keys()]
 
 
+def test_callers_that_srun_has_started_train(tool, tmp_path, monkeypatch):
+    """train_net.py would take each for one process of a training."""
+    for variable in ("SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(variable, "0")
+    grid = tool.Grid.load(grid_file(tmp_path))
+    fake = FakeRuns(tool, monkeypatch)
+    tool.train_all(grid, [("ce", 3)], jobs=1, num_gpus=1, opts=[])
+    assert not {"SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & fake.environments[0].keys()
+
+
 def test_a_run_that_another_driver_trains_is_left_to_it(tool, tmp_path, monkeypatch, capsys):
     grid = tool.Grid.load(grid_file(tmp_path))
     fake = FakeRuns(tool, monkeypatch)
