@@ -48,8 +48,8 @@ class Contestant:
     def __init__(self, path: str, opts: list[str]):
         self.cfg = load_cfg(path, opts)
         torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
-        if self.cfg.MODEL.DEVICE.startswith("cuda"):
-            torch.cuda.set_device(torch.device(self.cfg.MODEL.DEVICE).index or 0)
+        if self.cfg.MODEL.DEVICE.startswith("cuda:"):
+            torch.cuda.set_device(self.cfg.MODEL.DEVICE)  # which is waited for, and its memory read
         self.model = Trainer.build_model(self.cfg).train()
         self.seconds: list[float] = []
         self._feed = Feed()

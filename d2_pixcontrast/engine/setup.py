@@ -139,12 +139,13 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only and not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty; it has to name a data set to train on")
     # The commands that look at a model have no such argument: they are one process.
-    machines = getattr(args, "num_machines", 1)
-    _check_processes(cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1), machines)
+    _check_processes(
+        cfg.MODEL.DEVICE, getattr(args, "num_gpus", 1), getattr(args, "num_machines", 1)
+    )
     if args.eval_only and not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; it has to name a data set to evaluate on")
     if hasattr(args, "num_machines"):
-        _check_starter(machines)
+        _check_starter(args.num_machines)
     check_datasets(cfg, train=not args.eval_only)
     if not args.eval_only:
         term_classes(cfg)  # which raises for unknown names
@@ -177,19 +178,22 @@ def _check_processes(device: str, processes: int, machines: int) -> None:
 def _check_starter(machines: int) -> None:
     """Refuse a process per GPU that torchrun or srun has started: each would be a training of its
     own, by default all in one OUTPUT_DIR."""
-    env = os.environ
-    torchrun = "torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", env.get("LOCAL_WORLD_SIZE", 1)
-    nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
-    here = int(env.get("SLURM_STEP_NUM_TASKS", 1)) / max(nodes, 1)
-    srun = "srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", here
-    for starter, mark, count, on_this_machine in (torchrun, srun):
-        # With a terminal, srun's other tasks do not run the program.
-        if mark not in env or (starter == "srun" and "SLURM_PTY_PORT" in env):
-            continue
-        started = int(env.get(count, 1))
-        if started > machines or float(on_this_machine) > 1:
+
+    def number(variable: str) -> int:
+        return int(os.environ.get(variable, 1))
+
+    starters = []  # name, variable that marks it, variable with the processes, several here?
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        several = number("LOCAL_WORLD_SIZE") > 1
+        starters.append(("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", several))
+    # With a terminal, srun's other tasks do not run the program.
+    if "SLURM_STEP_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ:
+        several = number("SLURM_STEP_NUM_TASKS") > number("SLURM_STEP_NUM_NODES")
+        starters.append(("srun", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", several))
+    for starter, mark, count, several_here in starters:
+        if several_here or number(count) > machines:
             raise ValueError(
-                f"{starter} has started {started} of these ({count}), for --num-machines "
+                f"{starter} has started {number(count)} of these ({count}), for --num-machines "
                 f"{machines}; start one per machine, which starts the --num-gpus processes itself. "
                 f"Trainings apart, each with its own OUTPUT_DIR, are started with env -u {mark}"
             )
@@ -236,9 +240,9 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     import_plugins()
     register_folders_of(cfg)
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # which detectron2 waits for, and whose memory it logs
+    if cfg.MODEL.DEVICE.startswith("cuda:"):
+        # Detectron2 waits for the current one, and logs its memory.
+        torch.cuda.set_device(torch.device(cfg.MODEL.DEVICE))
     with _training_config_kept(cfg.OUTPUT_DIR, args.eval_only):
         default_setup(cfg, args)
     logger = setup_logger(

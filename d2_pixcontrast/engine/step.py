@@ -13,7 +13,7 @@ from detectron2.utils.events import get_event_storage
 from ..contrast import ClassMemory
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _GRADIENT = "a gradient"
 _SCALE_PERIOD = 20  # iterations between two looks at the loss scale
 _SMALLEST_SCALE = 2.0**-8  # 2**16 at first, and halved by every gradient that is not finite
@@ -215,7 +215,7 @@ class StepTrainer(SimpleTrainer):
         return {
             name: buffer.clone()
             for name, buffer in self.model.named_buffers()
-            if name.endswith(_NORM_STATISTICS) or name.rpartition(".")[0] in memories
+            if name.endswith(NORM_STATISTICS) or name.rpartition(".")[0] in memories
         }
 
     def state_dict(self) -> dict:

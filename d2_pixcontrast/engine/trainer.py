@@ -26,7 +26,7 @@ from .checkpoint_hooks import BestCheckpointHook, CheckpointHook, PreemptionHook
 from .hooks import TrainingProgressHook
 from .records import WINDOW, MetricsWriter, RecordsHook
 from .run_folder import changes, record_config, set_aside
-from .step import StepTrainer
+from .step import NORM_STATISTICS, StepTrainer
 
 
 class Trainer(DefaultTrainer):
@@ -298,7 +298,7 @@ def take_norm_statistics_of_first_rank(model: torch.nn.Module) -> None:
     if comm.get_world_size() == 1:
         return
     for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
+        if name.endswith(NORM_STATISTICS):
             dist.broadcast(buffer, 0)
 
 
