@@ -5,13 +5,13 @@ import sys
 
 from torch.multiprocessing import ProcessExitedException
 
-from d2_pixcontrast.compat import launch
 from d2_pixcontrast.engine import (
     PREEMPTED,
     Trainer,
     default_argument_parser,
     evaluate,
     forward_sigterm,
+    launch,
     make_output_dir,
     one_line_errors,
     prepare,

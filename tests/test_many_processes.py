@@ -12,9 +12,9 @@ import sys
 import torch
 from conftest import INSTANT_TEST, ROOT
 
-from d2_pixcontrast.compat import _free_port
 from d2_pixcontrast.data import build_train_loader
 from d2_pixcontrast.engine import Trainer, load_cfg
+from d2_pixcontrast.engine.processes import _free_port
 
 SECONDS = 240  # until a run counts as hanging
 OPTIONS = [

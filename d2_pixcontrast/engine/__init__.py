@@ -5,6 +5,7 @@ from .checkpoint import SemSegCheckpointer, plain_state_dict
 from .checkpoint_hooks import PREEMPTED, BestCheckpointHook, CheckpointHook, forward_sigterm
 from .hooks import TrainingProgressHook
 from .inference import load_inference_model
+from .processes import launch
 from .setup import (
     default_argument_parser,
     evaluate,
@@ -26,6 +27,7 @@ __all__ = [
     "default_argument_parser",
     "evaluate",
     "forward_sigterm",
+    "launch",
     "load_cfg",
     "load_inference_model",
     "make_output_dir",

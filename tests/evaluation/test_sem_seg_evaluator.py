@@ -10,7 +10,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from PIL import Image
 
-from d2_pixcontrast.compat import launch
+from d2_pixcontrast.engine import launch
 from d2_pixcontrast.evaluation import BoundaryCounter, SemSegEvaluator, confusion_matrix, scores
 
 NAMES = ["road", "tree", "sky", "never"]
