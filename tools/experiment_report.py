@@ -54,6 +54,10 @@ def summaries(grid, runs: dict[str, dict[int, dict]], baseline: str) -> dict[str
     methods = {name: summary(by_seed, runs.get(baseline, {})) for name, by_seed in runs.items()}
     for name, row in methods.items():
         row["cost"] = relative_cost(cost.get(name), cost.get(baseline))
+    compared = [row["difference"] for name, row in methods.items() if name != baseline]
+    tested = [found for found in compared if found and found["p"] is not None]
+    for found, p in zip(tested, holm([found["p"] for found in tested])):
+        found["p_holm"] = p
     return methods
 
 
@@ -74,19 +78,31 @@ def summary(by_seed: dict[int, dict], baseline: dict[int, dict]) -> dict:
 
 
 def paired_difference(differences: list[float]) -> dict | None:
-    """Mean of paired differences and the half width of its 95 % interval (Student's t).
+    """Mean of paired differences, the half width of its 95 % interval, and the p of no difference.
 
-    The interval needs two pairs; without it the half width is None.
+    Both by Student's t, two-sided. They need two pairs; without these they are None.
     """
     if not differences:
         return None
-    n, half = len(differences), None
+    n, mean = len(differences), statistics.mean(differences)
+    half = p = None
     if n > 1:
         from scipy import stats  # of the report alone; training does without
 
-        quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
-        half = quantile * statistics.stdev(differences) / math.sqrt(n)
-    return {"pairs": n, "mean": statistics.mean(differences), "half_width": half}
+        error = statistics.stdev(differences) / math.sqrt(n)
+        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * error
+        p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0)
+    return {"pairs": n, "mean": mean, "half_width": half, "p": p, "p_holm": None}
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Each p adjusted for the number of comparisons (Holm, 1979, step down)."""
+    n, largest = len(p_values), 0.0
+    adjusted = [1.0] * n
+    for rank, index in enumerate(sorted(range(n), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (n - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def relative_cost(own: dict | None, baseline: dict | None) -> dict | None:
@@ -129,18 +145,20 @@ def table(methods: dict[str, dict], baseline: str) -> str:
     """One row per method, in Markdown."""
     lines = [
         "| method | seeds | mIoU | std | difference to "
-        f"{baseline} (95 % interval) | time / step | peak memory | parameters, GFLOPs |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{baseline} (95 % interval) | p, adjusted for all rows (Holm) | time / step | peak memory | "
+        "parameters, GFLOPs |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in methods.items():
         difference, cost = row["difference"], row["cost"]
         cells = [name, str(len(row["miou"])), f"{row['mean']:.2f}", _number(row["std"])]
         if difference is None or name == baseline:
-            cells.append("")
+            cells += ["", ""]
         else:
             pairs = difference["pairs"]
             of = "" if pairs == len(row["miou"]) else f" ({pairs} of the seeds)"
             cells.append(f"{difference['mean']:+.2f} ± {_number(difference['half_width'])}{of}")
+            cells.append("" if difference["p"] is None else _p_value(difference))
         if cost is None:
             cells += ["", "", ""]
         else:
@@ -188,6 +206,10 @@ def _means(records: list[dict[str, float]]) -> dict[str, float]:
     """Of the numbers that all records have."""
     common = [key for key in records[0] if all(key in record for record in records)]
     return {key: statistics.mean(record[key] for record in records) for key in common}
+
+
+def _p_value(difference: dict) -> str:
+    return f"{difference['p']:.4f}, {difference['p_holm']:.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -286,11 +286,14 @@ def test_the_report_compares_by_seed(tool, tmp_path):
     text = tool.write_report(grid)
     methods = json.loads((grid.results / "results.json").read_text())["methods"]
     assert methods["ours"]["miou"] == values["ours"] and methods["other"]["seeds"] == [3]
-    oracle = stats.ttest_rel(values["ours"], values["ce"]).confidence_interval(0.95)
+    test = stats.ttest_rel(values["ours"], values["ce"])
+    oracle = test.confidence_interval(0.95)
     difference = methods["ours"]["difference"]
     low, high = (difference["mean"] + sign * difference["half_width"] for sign in (-1, 1))
     assert (low, high) == pytest.approx((oracle.low, oracle.high))
-    assert methods["other"]["difference"]["half_width"] is None
+    assert difference["p"] == difference["p_holm"] == pytest.approx(test.pvalue)
+    alone = methods["other"]["difference"]
+    assert alone["half_width"] is alone["p"] is alone["p_holm"] is None
     assert methods["ours"]["iou"]["IoU-sky"] == pytest.approx(methods["ours"]["mean"] + 5)
     assert f"{difference['mean']:+.2f} ± {difference['half_width']:.2f}" in text
     assert "of the seeds" not in text
@@ -307,6 +310,21 @@ def test_the_report_says_how_many_seeds_were_compared_and_means_what_all_runs_ha
     assert "+2.50 ± 6.35 (2 of the seeds)" in tool.write_report(grid)
     methods = json.loads((grid.results / "results.json").read_text())["methods"]
     assert "mIoU" in methods["ours"]["iou"] and "BoundaryIoU" not in methods["ours"]["iou"]
+
+
+def test_more_methods_are_more_chances_to_be_lucky():
+    """By Holm's steps: 3 x .01, 2 x .03, and .04, which is not below the one before."""
+    holm = load_script(TOOLS / "experiment_report.py").holm
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_every_method_but_the_baseline_is_one_comparison(tool, tmp_path):
+    grid = tool.Grid.load(grid_file(tmp_path, METHODS=dict.fromkeys(("ce", "one", "two"), SHAPES)))
+    keep(tool, grid, {"ce": [50.0, 51.0], "one": [52.0, 54.0], "two": [50.0, 51.0]})
+    text = tool.write_report(grid)
+    assert "| one | 2 | 53.00 | 1.41 | +2.50 ± 6.35 | 0.1257, 0.2513 |" in text
+    assert "| two | 2 | 50.50 | 0.71 | +0.00 ± 0.00 | 1.0000, 1.0000 |" in text
 
 
 def test_the_report_is_a_function_of_the_runs(tool, tmp_path):
@@ -338,7 +356,9 @@ def test_methods_can_be_compared_with_another_than_the_baseline(tool, tmp_path):
     }
     tool.write_json(grid.results / "cost.json", costs)
     text = tool.compare(grid, "ours")
-    assert "| ce | 2 | 50.50 | 0.71 | -2.50 ± 6.35 | 0.80 | 0.80 | 3, 1.000 |" in text
+    assert (
+        "| ce | 2 | 50.50 | 0.71 | -2.50 ± 6.35 | 0.1257, 0.1257 | 0.80 | 0.80 | 3, 1.000 |" in text
+    )
     assert "| ce | 50.00 (-2.00) | 51.00 (-3.00) |" in text
     assert not (grid.results / "table.md").exists()
     with pytest.raises(ValueError, match="no finished run of other; of"):
