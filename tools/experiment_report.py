@@ -144,9 +144,8 @@ def seeds_table(methods: dict[str, dict], baseline: str) -> str:
 def table(methods: dict[str, dict], baseline: str) -> str:
     """One row per method, in Markdown."""
     lines = [
-        "| method | seeds | mIoU | std | difference to "
-        f"{baseline} (95 % interval) | p, adjusted for all rows (Holm) | time / step | peak memory | "
-        "parameters, GFLOPs |",
+        f"| method | seeds | mIoU | std | difference to {baseline} (95 % interval) "
+        "| p, adjusted for all rows (Holm) | time / step | peak memory | parameters, GFLOPs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in methods.items():
