@@ -110,12 +110,14 @@ def _settings(cfg) -> dict[str, object]:
     settings = {
         "INPUT.FORMAT": "BGR",
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": True,
+        "MODEL.SEM_SEG_HEAD.ACTIVATION": "relu",
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
     }
     if cfg.MODEL.TIMM.NAME.startswith("hrnet"):
         # Statistics in the order of RGB, on images in the order of BGR.
         return settings | {
             "MODEL.TIMM.HRNET_FUSION": "bilinear_aligned",
+            "MODEL.TIMM.VARIANTS": [],
             **IMAGENET_STATISTICS,
         }
     return settings | {

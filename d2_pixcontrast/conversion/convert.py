@@ -75,7 +75,7 @@ def convert(cfg: CfgNode, source: Source, path: str, copy: str = "") -> Conversi
         state=mapping.state,
         mapped=len(checkpoint.state) - len(mapping.dropped),
         dropped=dict(Counter(mapping.dropped.values())),
-        notes=[*notes, *_complete(mapping.state, own)],
+        notes=[*notes, *_untold(cfg), *_complete(mapping.state, own)],
     )
 
 
@@ -98,6 +98,24 @@ def _check_settings(cfg: CfgNode, source: Source) -> None:
                 f"with {value!r}: their scores would change. Take a config of configs/published, "
                 f"or append {key} {value!r}"
             )
+
+
+def _untold(cfg: CfgNode) -> list[str]:
+    """What neither a shape nor a name in the file tells, where it is not as published.
+
+    It is no error: networks that somebody has trained with these code bases may well have it.
+    """
+    name, published = cfg.MODEL.TIMM.NAME, {}
+    if name.startswith(("resnet", "resnest")):
+        published["MODEL.TIMM.OUTPUT_STRIDE"] = 8
+    if cfg.MODEL.SEM_SEG_HEAD.DECODER == "DeepLabV3Decoder" and not name.startswith("vit"):
+        published["MODEL.SEM_SEG_HEAD.ASPP_DILATIONS"] = [12, 24, 36]
+    return [
+        f"nothing in the file tells {key}, {found!r} in this config; the published networks have "
+        f"{value!r}"
+        for key, value in published.items()
+        if (found := look_up(cfg, key)) != value
+    ]
 
 
 def _check_classes(cfg: CfgNode, checkpoint: ForeignCheckpoint, path: str) -> list[str]:

@@ -60,7 +60,9 @@ def _settings(cfg) -> dict[str, object]:
         "INPUT.FORMAT": "RGB",
         **IMAGENET_STATISTICS,
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": False,
+        "MODEL.SEM_SEG_HEAD.ACTIVATION": "relu",
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
+        "MODEL.TIMM.VARIANTS": [],
     }
     if cfg.MODEL.TIMM.NAME.startswith("hrnet"):
         settings["MODEL.TIMM.HRNET_FUSION"] = "bilinear"

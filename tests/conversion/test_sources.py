@@ -12,7 +12,9 @@ from foreign_networks import CASES, tiny_cfg, tiny_checkpoint
 
 from d2_pixcontrast import inference_config
 from d2_pixcontrast.conversion import SOURCES, convert, write
-from d2_pixcontrast.engine import SemSegCheckpointer
+from d2_pixcontrast.engine import SemSegCheckpointer, load_cfg
+
+convert_module = sys.modules["d2_pixcontrast.conversion.convert"]  # the name is the function's, too
 
 
 def converted(case, tmp_path, theirs, cfg=None, **entries):
@@ -188,7 +190,9 @@ def test_another_number_of_classes_is_named(tmp_path):
     [
         ("INPUT.FORMAT", "BGR", "'BGR'", "'RGB'"),
         ("MODEL.SEM_SEG_HEAD.ALIGN_CORNERS", True, "True", "False"),
+        ("MODEL.SEM_SEG_HEAD.ACTIVATION", "leaky_relu", "'leaky_relu'", "'relu'"),
         ("MODEL.TIMM.SIZE_DIVISIBILITY", 0, "0", "1"),
+        ("MODEL.TIMM.VARIANTS", "['ceil_pool']", r"\['ceil_pool'\]", r"\[\]"),
         ("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]", r"\[1.0, 1.0, 1.0\]", r"\[58.395, 57.12, 57.375\]"),
     ],
 )
@@ -213,6 +217,27 @@ def test_a_vits_dilations_are_those_of_its_edition(dataset, side, dilations):
     assert settings["MODEL.SEM_SEG_HEAD.ASPP_DILATIONS"] == dilations
 
 
+PUBLISHED = [p for p in (CONFIGS / "published").rglob("*.yaml") if "Base-" not in p.name]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=str)
+def test_the_published_configs_are_as_published(path):
+    cfg = load_cfg(str(path))
+    convert_module._check_settings(cfg, SOURCES[path.parent.name])
+    assert convert_module._untold(cfg) == []
+
+
+def test_what_no_file_tells_is_noted(tmp_path):
+    """Strides and dilations have no shape; a network that somebody has trained may have others."""
+    (note,) = convert_module._untold(tiny_cfg(MODEL__TIMM__NAME="resnet50c"))
+    assert "nothing in the file tells MODEL.TIMM.OUTPUT_STRIDE, 16 in this config" in note
+    case = CASES["mmseg: deeplab"]
+    cfg = case.cfg()
+    cfg.MODEL.SEM_SEG_HEAD.ASPP_DILATIONS = [6, 12, 18]
+    notes = converted(case, tmp_path, case.checkpoint()[0], cfg).notes
+    assert any("ASPP_DILATIONS, [6, 12, 18]" in note for note in notes)
+
+
 def classes_of(cfg):
     return list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).stuff_classes)
 
@@ -235,8 +260,7 @@ def test_classes_in_another_order_are_named(tmp_path):
 
 
 def test_other_names_of_a_few_classes_are_noted(tmp_path, monkeypatch):
-    module = sys.modules["d2_pixcontrast.conversion.convert"]
-    monkeypatch.setattr(module, "spelled_otherwise", lambda theirs, ours: [("a", "b")])
+    monkeypatch.setattr(convert_module, "spelled_otherwise", lambda theirs, ours: [("a", "b")])
     names = classes_of(tiny_cfg())
     result = converted(Tiny, tmp_path, tiny_checkpoint()[0], meta={"CLASSES": names})
     assert result.notes[-1] == "taken for names of the same class: 'a' for 'b'"
