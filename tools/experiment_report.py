@@ -54,7 +54,9 @@ def summaries(grid, runs: dict[str, dict[int, dict]], baseline: str) -> dict[str
     methods = {name: summary(by_seed, runs.get(baseline, {})) for name, by_seed in runs.items()}
     for name, row in methods.items():
         row["cost"] = relative_cost(cost.get(name), cost.get(baseline))
-    compared = [row["difference"] for name, row in methods.items() if name != baseline]
+    if baseline in methods:  # it differs from itself by nothing
+        methods[baseline]["difference"] = None
+    compared = [row["difference"] for row in methods.values()]
     tested = [found for found in compared if found and found["p"] is not None]
     for found, p in zip(tested, holm([found["p"] for found in tested])):
         found["p_holm"] = p
@@ -145,13 +147,13 @@ def table(methods: dict[str, dict], baseline: str) -> str:
     """One row per method, in Markdown."""
     lines = [
         f"| method | seeds | mIoU | std | difference to {baseline} (95 % interval) "
-        "| p, adjusted for all rows (Holm) | time / step | peak memory | parameters, GFLOPs |",
+        "| p; adjusted (Holm) | time / step | peak memory | parameters, GFLOPs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in methods.items():
         difference, cost = row["difference"], row["cost"]
         cells = [name, str(len(row["miou"])), f"{row['mean']:.2f}", _number(row["std"])]
-        if difference is None or name == baseline:
+        if difference is None:
             cells += ["", ""]
         else:
             pairs = difference["pairs"]
@@ -208,7 +210,7 @@ def _means(records: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _p_value(difference: dict) -> str:
-    return f"{difference['p']:.4f}, {difference['p_holm']:.4f}"
+    return f"{difference['p']:.4f}; {difference['p_holm']:.4f}"
 
 
 def _number(value: float | None) -> str:

@@ -61,6 +61,7 @@ def _settings(cfg) -> dict[str, object]:
         **IMAGENET_STATISTICS,
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": False,
         "MODEL.SEM_SEG_HEAD.ACTIVATION": "relu",
+        "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS": True,
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
         "MODEL.TIMM.VARIANTS": [],
     }

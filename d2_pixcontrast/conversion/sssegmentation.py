@@ -98,6 +98,7 @@ def _settings(cfg) -> dict[str, object]:
         **IMAGENET_STATISTICS,
         "MODEL.SEM_SEG_HEAD.ALIGN_CORNERS": False,
         "MODEL.SEM_SEG_HEAD.UPSAMPLE_LOGITS": False,
+        "MODEL.DATASET_MEMORY.READ": "soft",
         "MODEL.SEM_SEG_HEAD.ACTIVATION": "leaky_relu" if leaky else "relu",
         "MODEL.TIMM.SIZE_DIVISIBILITY": 1,
     }

@@ -323,8 +323,8 @@ def test_every_method_but_the_baseline_is_one_comparison(tool, tmp_path):
     grid = tool.Grid.load(grid_file(tmp_path, METHODS=dict.fromkeys(("ce", "one", "two"), SHAPES)))
     keep(tool, grid, {"ce": [50.0, 51.0], "one": [52.0, 54.0], "two": [50.0, 51.0]})
     text = tool.write_report(grid)
-    assert "| one | 2 | 53.00 | 1.41 | +2.50 ± 6.35 | 0.1257, 0.2513 |" in text
-    assert "| two | 2 | 50.50 | 0.71 | +0.00 ± 0.00 | 1.0000, 1.0000 |" in text
+    assert "| one | 2 | 53.00 | 1.41 | +2.50 ± 6.35 | 0.1257; 0.2513 |" in text
+    assert "| two | 2 | 50.50 | 0.71 | +0.00 ± 0.00 | 1.0000; 1.0000 |" in text
 
 
 def test_the_report_is_a_function_of_the_runs(tool, tmp_path):
@@ -357,7 +357,7 @@ def test_methods_can_be_compared_with_another_than_the_baseline(tool, tmp_path):
     tool.write_json(grid.results / "cost.json", costs)
     text = tool.compare(grid, "ours")
     assert (
-        "| ce | 2 | 50.50 | 0.71 | -2.50 ± 6.35 | 0.1257, 0.1257 | 0.80 | 0.80 | 3, 1.000 |" in text
+        "| ce | 2 | 50.50 | 0.71 | -2.50 ± 6.35 | 0.1257; 0.1257 | 0.80 | 0.80 | 3, 1.000 |" in text
     )
     assert "| ce | 50.00 (-2.00) | 51.00 (-3.00) |" in text
     assert not (grid.results / "table.md").exists()
