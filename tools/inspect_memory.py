@@ -4,7 +4,8 @@
 An entry is an outlier if it lies nearer to the mean of another class than to that of its own: a
 pixel at a boundary, under a wrong label, or of something that the network does not know yet. Their
 share is given for each class, for all pairs, and for those that ``semi_hard`` mining draws from
-(the farthest positives, the nearest negatives). Example::
+(the farthest positives, the nearest negatives), each with the pairs' mean cosine: where that of the
+negatives is close to 1, the embeddings have contracted. Example::
 
     python tools/inspect_memory.py --config-file output/mem/config.yaml \
         MODEL.WEIGHTS output/mem/model_0002499.pth
@@ -34,7 +35,8 @@ def inspect(bank: Sequence[ClassEntries], hard_fraction: float, anchors: int = 3
 
     Returns:
         {"entries": number, "classes": share of each class (NaN without entries), "positives",
-        "hard_positives", "negatives", "hard_negatives": share of the anchors' pairs}.
+        "hard_positives", "negatives", "hard_negatives": share of the anchors' pairs, "cosine":
+        {the same four: mean cosine of these pairs}}.
 
     Raises:
         ValueError: the bank is empty.
@@ -53,7 +55,7 @@ def inspect(bank: Sequence[ClassEntries], hard_fraction: float, anchors: int = 3
     itself = torch.arange(len(rows)) == anchor[:, None]
     mining = Mining("semi_hard", hard_fraction=hard_fraction)
     keys = torch.zeros_like(anchor)  # nothing is drawn: there is room for all of the hardest
-    result = {"entries": len(rows), "classes": (shares / counts).tolist()}
+    result = {"entries": len(rows), "classes": (shares / counts).tolist(), "cosine": {}}
     for name, hardness, pairs in (
         ("positives", -cosine, same & ~itself),
         ("negatives", cosine, ~same),
@@ -62,6 +64,8 @@ def inspect(bank: Sequence[ClassEntries], hard_fraction: float, anchors: int = 3
         index, mask = choose(hardness, mining, hardness.shape[1], keys)
         result[name] = _share(outlier, pairs)
         result[f"hard_{name}"] = _share(outlier[index], mask)
+        result["cosine"][name] = cosine[pairs].mean().item()
+        result["cosine"][f"hard_{name}"] = cosine.gather(1, index)[mask].mean().item()
     return result
 
 
@@ -85,9 +89,11 @@ def table(result: dict, names: Sequence[str], hard_fraction: float) -> str:
     hardest = f"the hardest {hard_fraction:.0%} of"
     rows = [("positives", "positives"), (f"{hardest} the positives", "hard_positives")]
     rows += [("negatives", "negatives"), (f"{hardest} the negatives", "hard_negatives")]
-    lines = [f"{result['entries']} entries", "", "| of | outliers |", "|---|---|"]
-    lines += [f"| {words} | {result[key]:.1%} |" for words, key in rows]
-    lines += [f"| class {n} | {s:.1%} |" for n, s in zip(names, result["classes"])]
+    lines = [f"{result['entries']} entries", "", "| of | outliers | mean cosine |", "|---|---|---|"]
+    lines += [
+        f"| {words} | {result[key]:.1%} | {result['cosine'][key]:.2f} |" for words, key in rows
+    ]
+    lines += [f"| class {n} | {s:.1%} | |" for n, s in zip(names, result["classes"])]
     return "\n".join(lines) + "\n"
 
 

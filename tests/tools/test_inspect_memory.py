@@ -1,4 +1,4 @@
-"""The share of outliers in a memory, and among what mining picks."""
+"""Outliers and cosines in a memory, and of what mining picks."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def bank(seed=0):
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.34, 1.0])
-def test_shares_are_those_of_a_loop(tool, fraction):
+def test_shares_and_cosines_are_those_of_a_loop(tool, fraction):
     stores = bank()
     entries = [
         (rows[c, m], c) for rows, fill in stores for c in range(3) for m in range(int(fill[c]))
@@ -57,10 +57,12 @@ def test_shares_are_those_of_a_loop(tool, fraction):
         ):
             pairs.sort(key=lambda x: sign * x[0])
             count = -int(-(len(pairs) * fraction - 1e-9) // 1)
-            picked[name] += [o for _, o, _ in pairs]
-            picked[f"hard_{name}"] += [o for _, o, _ in pairs[:count]]
-    for name, flags in picked.items():
+            picked[name] += pairs
+            picked[f"hard_{name}"] += pairs[:count]
+    for name, pairs in picked.items():
+        cosines, flags, _ = zip(*pairs)
         assert found[name] == pytest.approx(sum(flags) / len(flags)), name
+        assert found["cosine"][name] == pytest.approx(sum(cosines) / len(cosines), abs=1e-6), name
     assert 0 < found["positives"] < 1
     assert fraction == 1 or found["hard_positives"] > found["positives"]
 
