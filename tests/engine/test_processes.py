@@ -21,6 +21,21 @@ def test_processes_meet_at_an_address_of_their_own_under_torchrun(monkeypatch):
     assert "TORCHELASTIC_USE_AGENT_STORE" not in found[0]
 
 
+@pytest.mark.parametrize(
+    "device, takes_gpu_first, starter",
+    [("cuda", True, "detectron2"), ("cuda", False, "own"), ("cpu", True, "own")],
+)
+def test_detectron2_starts_the_processes_where_each_takes_its_gpu_first(
+    monkeypatch, device, takes_gpu_first, starter
+):
+    used = []
+    monkeypatch.setattr(processes, "LAUNCH_TAKES_GPU_FIRST", takes_gpu_first)
+    monkeypatch.setattr(processes.engine, "launch", lambda *_: used.append("detectron2"))
+    monkeypatch.setattr(torch.multiprocessing, "spawn", lambda *_, **__: used.append("own"))
+    launch(None, 2, device=device)
+    assert used == [starter]
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What a worker does, with nothing behind it."""
