@@ -51,13 +51,13 @@ def summaries(grid, runs: dict[str, dict[int, dict]], baseline: str) -> dict[str
     """By method its :func:`summary` and, where it was measured, its cost."""
     cost_file = grid.results / "cost.json"
     cost = json.loads(cost_file.read_text()) if cost_file.exists() else {}
-    methods = {name: summary(by_seed, runs.get(baseline, {})) for name, by_seed in runs.items()}
-    for name, row in methods.items():
-        row["cost"] = relative_cost(cost.get(name), cost.get(baseline))
-    if baseline in methods:  # it differs from itself by nothing
-        methods[baseline]["difference"] = None
-    compared = [row["difference"] for row in methods.values()]
-    tested = [found for found in compared if found and found["p"] is not None]
+    methods = {}
+    for name, by_seed in runs.items():
+        other = {} if name == baseline else runs.get(baseline, {})
+        cost_ratios = relative_cost(cost.get(name), cost.get(baseline))
+        methods[name] = {**summary(by_seed, other), "cost": cost_ratios}
+    differences = [row["difference"] for row in methods.values()]
+    tested = [found for found in differences if found and found["p"] is not None]
     for found, p in zip(tested, holm([found["p"] for found in tested])):
         found["p_holm"] = p
     return methods
@@ -82,7 +82,8 @@ def summary(by_seed: dict[int, dict], baseline: dict[int, dict]) -> dict:
 def paired_difference(differences: list[float]) -> dict | None:
     """Mean of paired differences, the half width of its 95 % interval, and the p of no difference.
 
-    Both by Student's t, two-sided. They need two pairs; without these they are None.
+    The latter two by Student's t, two-sided; they need two pairs and are None without. ``p_holm``
+    is for :func:`summaries` to fill, which knows of the other comparisons.
     """
     if not differences:
         return None

@@ -62,10 +62,10 @@ def inspect(bank: Sequence[ClassEntries], hard_fraction: float, anchors: int = 3
     ):
         hardness = hardness.masked_fill(~pairs, -torch.inf)
         index, mask = choose(hardness, mining, hardness.shape[1], keys)
-        result[name] = _share(outlier, pairs)
-        result[f"hard_{name}"] = _share(outlier[index], mask)
-        result["cosine"][name] = cosine[pairs].mean().item()
-        result["cosine"][f"hard_{name}"] = cosine.gather(1, index)[mask].mean().item()
+        result[name] = _mean(outlier, pairs)
+        result[f"hard_{name}"] = _mean(outlier[index], mask)
+        result["cosine"][name] = _mean(cosine, pairs)
+        result["cosine"][f"hard_{name}"] = _mean(cosine.gather(1, index), mask)
     return result
 
 
@@ -80,8 +80,8 @@ def _filled(bank: Sequence[ClassEntries]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(rows), torch.cat(classes)
 
 
-def _share(outlier: torch.Tensor, mask: torch.Tensor) -> float:
-    return ((outlier & mask).sum() / mask.sum()).item()
+def _mean(values: torch.Tensor, mask: torch.Tensor) -> float:
+    return ((values * mask).sum() / mask.sum()).item()
 
 
 def table(result: dict, names: Sequence[str], hard_fraction: float) -> str:

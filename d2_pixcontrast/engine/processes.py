@@ -26,8 +26,8 @@ def launch(main, num_gpus, num_machines=1, machine_rank=0, dist_url="auto", args
     if a GPU is visible, and on GPUs with 0.5, see ``LAUNCH_TAKES_GPU_FIRST``.
 
     Raises:
-        ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port, or
-            names one of this machine that is taken.
+        ValueError: ``dist_url`` is "auto" with several machines, which cannot agree on a port, has
+            no port, or names one of this machine that is taken.
     """
     if num_machines > 1 and dist_url == "auto":
         raise ValueError(
